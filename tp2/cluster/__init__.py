@@ -1,0 +1,1 @@
+"""What the cluster has: kubeconfig, list and watch, and the catalog that they keep."""

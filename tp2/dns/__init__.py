@@ -1,0 +1,1 @@
+"""The DNS server: answers for what the cluster has, forwards everything else."""

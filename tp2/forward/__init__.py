@@ -1,0 +1,1 @@
+"""The operating system's forwarding rules, and the privileged helper that sets them."""

@@ -1,0 +1,167 @@
+"""The daemon's side of the helper: :class:`HelperForwarder` turns method calls into its requests.
+
+Requests are answered in order, so a lock around each exchange is all the bookkeeping there is. An end of file from
+the helper means that every rule is gone with it; :attr:`HelperForwarder.lost` says so to whoever keeps the daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tp2.errors import ForwarderError, PrivilegeError
+from tp2.forward import protocol
+from tp2.forward.privilege import start_helper
+from tp2.forward.rules import Redirect
+from tp2.types import Destination
+
+
+@dataclass(slots=True)
+class Helper:
+    """A started helper that has claimed the platform's rules. ``process`` may be sudo rather than the helper."""
+
+    process: subprocess.Popen[bytes]
+    channel: socket.socket
+    kind: str
+    pid: int
+
+    def stop(self) -> None:
+        """End the helper; its rules go with it."""
+        self.channel.close()
+        self.process.wait()
+
+
+def open_helper() -> Helper:
+    """Start the helper and wait until it has claimed the rules. Blocks: sudo may be asking for a password.
+
+    :raises Tp2Error: with the helper's own reason, or because sudo did not start it.
+    """
+    process, channel = start_helper()
+    line = b""
+    try:
+        while not line.endswith(b"\n"):
+            # A byte at a time would do as well: the hello is short, and nothing follows until we ask.
+            data = channel.recv(4096)
+            if not data:
+                raise PrivilegeError(
+                    "cannot capture traffic",
+                    f"the privileged helper did not start (exit code {process.wait()}; its words are above)",
+                    "run 'sudo -v' to see whether sudo lets you, or run 'sudo tp2 up'",
+                )
+            line += data
+        hello = protocol.decode_reply(line)
+    except BaseException:
+        channel.close()
+        process.wait()
+        raise
+    return Helper(process, channel, str(hello.get("kind", "?")), int(hello.get("pid", process.pid)))
+
+
+class HelperForwarder:
+    """A :class:`tp2.forward.rules.Forwarder` that asks the helper. Create it inside the running event loop.
+
+    :param helper: from :func:`open_helper`; this object takes it over.
+    """
+
+    def __init__(self, helper: Helper) -> None:
+        self.kind = helper.kind
+        self.pid = helper.pid
+        #: Set when the helper ended without being asked to: nothing is captured any more.
+        self.lost = asyncio.Event()
+        self._helper = helper
+        self._channel = helper.channel
+        self._channel.setblocking(False)
+        self._loop = asyncio.get_running_loop()
+        self._lock = asyncio.Lock()
+        self._replies: asyncio.Queue[bytes] = asyncio.Queue()
+        self._buffer = bytearray()
+        self._closed = False
+        self._loop.add_reader(self._channel, self._readable)
+
+    async def capture_dns(self, nameservers: Sequence[str], port: int) -> None:
+        """See :class:`tp2.forward.rules.Rules`."""
+        await self._ask(protocol.CaptureDns(tuple(nameservers), port))
+
+    async def update(self, add: Sequence[Redirect], remove: Sequence[Destination]) -> None:
+        """See :class:`tp2.forward.rules.Rules`."""
+        await self._ask(protocol.Update(tuple(add), tuple(remove)))
+
+    async def exempt(self, sock: socket.socket) -> None:
+        """See :class:`tp2.forward.rules.Rules`."""
+        await self._ask(protocol.Exempt(), sock)
+
+    async def close(self) -> None:
+        """Let the helper go and wait until it has ended, and with it every rule."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self.lost.is_set():
+            self._channel.shutdown(socket.SHUT_WR)
+            # The helper removes its rules and ends; the kernel then closes its end of the pair. That is the event.
+            await self.lost.wait()
+        self._channel.close()
+        # After a detach the helper is not this process's child any more: there is nothing to reap then.
+        with contextlib.suppress(ChildProcessError):
+            await asyncio.to_thread(self._helper.process.wait)
+
+    async def _ask(self, request: protocol.Request, sock: socket.socket | None = None) -> None:
+        async with self._lock:
+            if self._closed or self.lost.is_set():
+                raise _gone()
+            exchange = asyncio.ensure_future(self._exchange(protocol.encode_request(request), sock))
+            # A cancelled caller must not leave a reply behind for the next one to take as its own.
+            try:
+                line = await asyncio.shield(exchange)
+            except asyncio.CancelledError:
+                with contextlib.suppress(ForwarderError):
+                    await exchange
+                raise
+        try:
+            protocol.decode_reply(line)
+        except protocol.ProtocolError as error:
+            raise ForwarderError(
+                "the privileged helper failed", str(error), "restart tp2; if it happens again, report it"
+            ) from error
+
+    async def _exchange(self, line: bytes, sock: socket.socket | None) -> bytes:
+        try:
+            if sock is not None:
+                # The descriptor travels with the first byte; the line is short, so it fits an empty buffer.
+                socket.send_fds(self._channel, [line], [sock.fileno()])
+            else:
+                await self._loop.sock_sendall(self._channel, line)
+        except OSError as error:
+            raise _gone() from error
+        reply = await self._replies.get()
+        if not reply:
+            raise _gone()
+        return reply
+
+    def _readable(self) -> None:
+        try:
+            data = self._channel.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._loop.remove_reader(self._channel)
+            self.lost.set()
+            self._replies.put_nowait(b"")
+            return
+        self._buffer += data
+        while (end := self._buffer.find(b"\n")) >= 0:
+            self._replies.put_nowait(bytes(self._buffer[:end]))
+            del self._buffer[: end + 1]
+
+
+def _gone() -> ForwarderError:
+    return ForwarderError(
+        "nothing is captured any more",
+        "the privileged helper has ended",
+        "run tp2 up again; the system log may say who ended the helper",
+    )

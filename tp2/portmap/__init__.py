@@ -1,0 +1,1 @@
+"""A local port for each cluster ip:port in use: the mapping table and its listeners."""
