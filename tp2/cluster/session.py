@@ -1,0 +1,130 @@
+"""The one client that all streams of a cluster share, and the renewal of its credentials.
+
+A session lives as long as the cluster connection; its client is replaced when the server no longer accepts its
+credentials. Several streams notice that at about the same time: the first one logs in again, the others wait for
+it. Logging in may run a plugin that opens a browser, so it is not repeated without pauses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+
+from tp2.backoff import Backoff
+from tp2.cluster.failure import ApiError
+from tp2.cluster.kubeconfig import Access
+
+if TYPE_CHECKING:
+    from kubernetes_asyncio.client import ApiClient
+
+ERROR_BODY_LIMIT = 64 * 1024
+RETRY_AFTER_LIMIT = 60.0
+
+# A laptop that changes its network hears nothing more from a server that is well: ask after 30 s of silence.
+_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+
+
+class Session:
+    """Requests to one Kubernetes API. ``login`` counts the clients there were, for :meth:`renew`."""
+
+    def __init__(self, access: Access) -> None:
+        self.access = access
+        self.login = 0
+        self._client: ApiClient | None = None
+        self._renewing = asyncio.Lock()
+        self._renewals = Backoff(first=1.0, ceiling=60.0)
+
+    async def open(self) -> None:
+        """Log in.
+
+        :raises ClusterError: the credentials cannot be had.
+        """
+        client = await self.access.connect()
+        old, self._client = self._client, client
+        self.login += 1
+        if old is not None:
+            await old.close()
+
+    async def renew(self, login: int) -> None:
+        """Log in again, unless somebody has done so since *login*.
+
+        :raises ClusterError: the credentials cannot be had.
+        """
+        async with self._renewing:
+            if login == self.login:
+                loop = asyncio.get_running_loop()
+                await asyncio.sleep(self._renewals.failed(loop.time()))
+                await self.open()
+                self._renewals.succeeded(loop.time())
+
+    async def get(self, path: str, query: Mapping[str, str], timeout: aiohttp.ClientTimeout) -> aiohttp.ClientResponse:
+        """GET *path*; the caller reads and releases the response, whose status is 200.
+
+        :raises ApiError: any other status, with the Status object's message.
+        :raises OSError, aiohttp.ClientError, ValueError: as aiohttp does.
+        """
+        assert self._client is not None
+        response: aiohttp.ClientResponse = await self._client.call_api(
+            path,
+            "GET",
+            query_params=list(query.items()),
+            header_params={"Accept": "application/json"},
+            auth_settings=["BearerToken"],
+            _preload_content=False,
+            _request_timeout=timeout,
+        )
+        if response.status == 200:
+            _keep_alive(response)
+            return response
+        async with response:
+            raise await _api_error(response)
+
+    async def close(self) -> None:
+        """Close the client and its connections."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+
+async def _api_error(response: aiohttp.ClientResponse) -> ApiError:
+    body = b""
+    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) > ERROR_BODY_LIMIT:
+                break
+    try:
+        status: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        # An unknown API group, or something between here and the API server, answers in plain words.
+        text = " ".join(body.decode("utf-8", "replace").split())
+        status = {"message": text[:200] or response.reason}
+    return ApiError.from_status(status, status=response.status, retry_after=_retry_after(response))
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float:
+    try:
+        # Kubernetes sends seconds; the other form, a date (RFC 9110 section 10.2.3), is for caches.
+        seconds = float(response.headers.get("Retry-After", "0"))
+    except ValueError:
+        return 0.0
+    return min(max(seconds, 0.0), RETRY_AFTER_LIMIT) if seconds == seconds else 0.0
+
+
+def _keep_alive(response: aiohttp.ClientResponse) -> None:
+    connection = response.connection
+    transport = connection.transport if connection else None
+    sock = transport.get_extra_info("socket") if transport else None
+    if sock is None:
+        return
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, seconds in _KEEPALIVE.items():
+            if hasattr(socket, option):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)

@@ -1,0 +1,168 @@
+"""Keeps the catalog true: one stream per resource and namespace feeds one builder, and every change is published.
+
+:meth:`Cluster.start` returns when Services and EndpointSlices have been listed completely, or says at once why that
+cannot be. From then on nothing but :meth:`Cluster.close` ends it: during an outage the last catalog stays, and
+afterwards the streams catch up by themselves (:mod:`tp2.cluster.stream` says how). Changes of one turn of the event
+loop are published together, at the end of that turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypedDict
+
+from tp2.cluster.builder import ENDPOINT_SLICE, NAMESPACE, SERVICE, CatalogBuilder
+from tp2.cluster.catalog import Catalog
+from tp2.cluster.kubeconfig import Access
+from tp2.cluster.session import Session
+from tp2.cluster.stream import Pace, Resource, Stream
+from tp2.errors import ClusterError
+
+logger = logging.getLogger(__name__)
+
+SERVICES = Resource(SERVICE, "/api/v1", "services")
+ENDPOINT_SLICES = Resource(ENDPOINT_SLICE, "/apis/discovery.k8s.io/v1", "endpointslices")
+NAMESPACES = Resource(NAMESPACE, "/api/v1", "namespaces", optional=True)
+
+
+class ClusterStatus(TypedDict):
+    """The ``cluster`` part of ``tp2 status``. ``synced`` is false from the start until everything is listed, and
+    while a stream has lost the server for longer than one immediate retry; ``last_error`` is why."""
+
+    context: str
+    server: str
+    synced: bool
+    services: int
+    namespaces: int
+    last_error: str | None
+
+
+class Cluster:
+    """What a Kubernetes cluster has, followed.
+
+    :param namespaces: the namespaces to follow; empty for all of them (which needs the right to list cluster-wide).
+    :param on_change: called with every new catalog, from the event loop; it must not block.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        *,
+        namespaces: Sequence[str] = (),
+        on_change: Callable[[Catalog], None] = lambda catalog: None,
+        pace: Pace | None = None,
+    ) -> None:
+        self.catalog = Catalog()
+        self._access = access
+        self._on_change = on_change
+        self._session = Session(access)
+        self._builder = CatalogBuilder()
+        scopes: list[str | None] = list(dict.fromkeys(namespaces)) or [None]
+        self._streams = [
+            Stream(self._session, self._builder, resource, scope, self._changed, pace or Pace())
+            for resource, scope in (
+                *((SERVICES, scope) for scope in scopes),
+                *((ENDPOINT_SLICES, scope) for scope in scopes),
+                # Namespaces belong to no namespace: whoever may read only some is often forbidden to list them.
+                (NAMESPACES, None),
+            )
+        ]
+        self._following: asyncio.Task[None] | None = None
+        self._synced = False
+        self._publishing: asyncio.Handle | None = None
+
+    async def start(self, timeout: float) -> None:
+        """Log in, list everything, and go on following it in the background.
+
+        :param timeout: seconds that all of this may take.
+        :raises ClusterError: it is impossible, or took longer; nothing is left running.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                await self._session.open()
+                self._following = asyncio.create_task(self._follow(), name="tp2-cluster")
+                await self._all_listed(self._following)
+        except TimeoutError:
+            await self.close()
+            raise self._too_slow(timeout) from None
+        except BaseException:
+            await self.close()
+            raise
+        self._synced = True
+        self._publish()
+
+    async def close(self) -> None:
+        """Stop following and close all connections. May be called again, and without a start."""
+        following, self._following = self._following, None
+        if following is not None:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+        if self._publishing is not None:
+            self._publishing.cancel()
+            self._publishing = None
+        self._synced = False
+        await self._session.close()
+
+    def status(self) -> ClusterStatus:
+        """How it is, for ``tp2 status``."""
+        lost = next((stream.failure for stream in self._streams if stream.lost), None)
+        running = self._following is not None and not self._following.done()
+        return {
+            "context": self._access.context,
+            "server": self._access.server,
+            "synced": self._synced and running and lost is None,
+            "services": len(self.catalog.services),
+            "namespaces": len(self.catalog.namespaces),
+            "last_error": str(lost) if lost else None,
+        }
+
+    async def _follow(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for stream in self._streams:
+                    group.create_task(stream.run())
+        except ExceptionGroup as failures:
+            # Streams fail together and for the same reason: the first one tells it.
+            raise failures.exceptions[0] from None
+
+    async def _all_listed(self, following: asyncio.Task[None]) -> None:
+        listed = asyncio.gather(*(stream.listed.wait() for stream in self._streams))
+        try:
+            await asyncio.wait((following, listed), return_when=asyncio.FIRST_COMPLETED)
+            if following.done():
+                await following
+        finally:
+            listed.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await listed
+
+    def _too_slow(self, timeout: float) -> ClusterError:
+        context, within = self._access.context, f"within {timeout:g} s"
+        if not self._session.login:
+            return ClusterError(
+                f"the credentials of context {context!r} did not come {within}",
+                "the credential plugin of the kubeconfig is still running",
+                f"see what `kubectl --context {context} get services` waits for: it may ask for a login",
+            )
+        failure = next((stream.failure for stream in self._streams if stream.failure), None)
+        if failure is not None:
+            return ClusterError(failure.what, f"{failure.why} (no better {within})", failure.remedy)
+        return ClusterError(
+            f"cannot read the cluster of context {context!r}",
+            f"{self._access.server} did not answer completely {within}",
+            "check the way to the cluster (VPN, proxy, firewall), then try again",
+        )
+
+    def _changed(self) -> None:
+        if self._synced and self._publishing is None:
+            self._publishing = asyncio.get_running_loop().call_soon(self._publish)
+
+    def _publish(self) -> None:
+        self._publishing = None
+        catalog = self._builder.snapshot()
+        if catalog.generation != self.catalog.generation:
+            self.catalog = catalog
+            self._on_change(catalog)
