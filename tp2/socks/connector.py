@@ -1,0 +1,146 @@
+"""Turns an accepted local connection into a connection to its destination in the cluster.
+
+A flow starts at once and on its own: its channel is opened in the background while the client may already talk.
+When the channel cannot be opened the client is reset, which is what it would see of a service that goes away; the
+reason is counted in :attr:`Connector.refused` and logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import Counter
+from collections.abc import Callable, Coroutine
+
+from tp2.socks.messages import Connect
+from tp2.socks.reasons import ChannelRefused, Refusal
+from tp2.socks.relay import Flow as Relay
+from tp2.socks.relay import reset_on_close
+from tp2.socks.tunnel import Tunnel
+from tp2.types import Destination
+
+__all__ = ["Connector", "Flow"]
+
+logger = logging.getLogger(__name__)
+
+LOG_INTERVAL = 10.0
+"""Seconds between two warnings about the same kind of refusal; those in between are logged for debugging only."""
+
+
+class Flow(Relay):
+    """One connection on its way to *destination*; see :class:`tp2.socks.relay.Flow` for its counters and end."""
+
+    def __init__(self, destination: Destination, on_close: Callable[[], None]) -> None:
+        super().__init__(on_close)
+        self.destination = destination
+
+
+class Connector:
+    """Carries connections through *tunnel*.
+
+    ``refused`` counts the connections whose channel could not be opened, by reason.
+    """
+
+    def __init__(self, tunnel: Tunnel) -> None:
+        self.refused: Counter[Refusal] = Counter()
+        self._tunnel = tunnel
+        self._flows: dict[Relay, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self._all_gone = asyncio.Event()
+        self._warned: dict[Refusal, float] = {}
+
+    def carry(self, sock: socket.socket, destination: Destination, on_close: Callable[[Flow], None]) -> Flow:
+        """Connect *sock*, an accepted TCP socket, to *destination*; returns at once and never raises.
+
+        :param sock: connected and non-blocking; belongs to the flow from here on.
+        :param on_close: called once, later, when *sock* is closed.
+        """
+        flow = Flow(destination, lambda: self._closed(flow, lambda: on_close(flow)))
+        self._start(flow, self._accept(flow, sock, destination))
+        return flow
+
+    def join(
+        self,
+        transport: asyncio.Transport,
+        early: bytes,
+        target: Connect,
+        answer: Callable[[ChannelRefused | None], bytes],
+    ) -> Relay:
+        """Connect a transport that some protocol has used so far to *target*.
+
+        :param early: bytes read from the transport that belong to the target.
+        :param answer: gives what to tell the client, called once: with ``None`` when the channel is open, else with
+            the reason why it is not, after which the transport is closed.
+        """
+        relay = Relay(lambda: self._closed(relay, None), lambda: answer(None))
+        transport.set_protocol(relay)
+        relay.connection_made(transport)
+        if early:
+            relay.data_received(early)
+        self._start(relay, self._open(relay, target.host, target.port, answer))
+        return relay
+
+    async def close(self) -> None:
+        """Reset all connections and return when they are gone; what is carried from now on is reset too."""
+        self._closing = True
+        for flow in list(self._flows):
+            flow.abort()
+        while self._flows or self._tasks:
+            self._all_gone.clear()
+            await self._all_gone.wait()
+
+    def _start(self, flow: Relay, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._flows[flow] = task
+        self._tasks.add(task)
+        task.add_done_callback(self._opened)
+        if self._closing:
+            flow.abort()
+
+    async def _accept(self, flow: Flow, sock: socket.socket, destination: Destination) -> None:
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: flow, sock)
+        except OSError as error:
+            logger.debug("a connection to %s was gone before it was carried: %s", destination, error)
+            reset_on_close(sock)
+            sock.close()
+            flow.connection_lost(error)
+            return
+        await self._open(flow, destination.address, destination.port, lambda _: b"")
+
+    async def _open(self, relay: Relay, host: str, port: int, answer: Callable[[ChannelRefused | None], bytes]) -> None:
+        if relay.closed:
+            return
+        try:
+            await self._tunnel.open(relay.session, host, port)
+        except ChannelRefused as refused:
+            self._count(refused, host, port)
+            relay.refuse(answer(refused))
+
+    def _count(self, refused: ChannelRefused, host: str, port: int) -> None:
+        self.refused[refused.refusal] += 1
+        now = asyncio.get_running_loop().time()
+        last = self._warned.get(refused.refusal)
+        warn = last is None or now - last >= LOG_INTERVAL
+        if warn:
+            self._warned[refused.refusal] = now
+        logger.log(logging.WARNING if warn else logging.DEBUG, "no connection to %s port %d: %s", host, port, refused)
+
+    def _opened(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._wake()
+
+    def _closed(self, flow: Relay, on_close: Callable[[], None] | None) -> None:
+        task = self._flows.pop(flow, None)
+        if task:
+            task.cancel()
+        self._wake()
+        if on_close:
+            on_close()
+
+    def _wake(self) -> None:
+        if not self._flows and not self._tasks:
+            self._all_gone.set()
