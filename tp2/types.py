@@ -24,6 +24,13 @@ class Destination(NamedTuple):
         return f"[{self.address}]:{self.port}" if self.is_ipv6 else f"{self.address}:{self.port}"
 
 
+class Redirect(NamedTuple):
+    """TCP from this machine to ``destination`` goes to ``local_port`` on the loopback address of its family."""
+
+    destination: Destination
+    local_port: int
+
+
 class Wanted(NamedTuple):
     """One destination that a DNS answer is about to name, and so has to be captured before it leaves.
 

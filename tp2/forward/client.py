@@ -12,59 +12,75 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from tp2.errors import ForwarderError, PrivilegeError
 from tp2.forward import protocol
 from tp2.forward.privilege import start_helper
-from tp2.forward.rules import Redirect
-from tp2.types import Destination
+from tp2.types import Destination, Redirect
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Helper:
-    """A started helper that has claimed the platform's rules. ``process`` may be sudo rather than the helper."""
+    """A helper that has claimed the platform's rules. ``process`` may be sudo rather than the helper itself."""
 
     process: subprocess.Popen[bytes]
     channel: socket.socket
     kind: str
     pid: int
 
-    def stop(self) -> None:
-        """End the helper; its rules go with it."""
-        self.channel.close()
-        self.process.wait()
 
+class StartingHelper:
+    """A helper on its way up: started on entry, ended on leaving.
 
-def open_helper() -> Helper:
-    """Start the helper and wait until it has claimed the rules. Blocks: sudo may be asking for a password.
-
-    :raises Tp2Error: with the helper's own reason, or because sudo did not start it.
+    Between :meth:`wait` and leaving, a :class:`HelperForwarder` may have it; ending it twice does no harm.
     """
-    process, channel = start_helper()
-    line = b""
-    try:
+
+    def __enter__(self) -> Self:
+        """:raises PrivilegeError: not root, and there is no sudo."""
+        self._process, self._channel = start_helper()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+        self._process.wait()
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+
+    def wait(self) -> Helper:
+        """Return when the helper has claimed the rules. Blocks: sudo may be asking for a password.
+
+        :raises Tp2Error: with the helper's own reason, or because sudo did not start it.
+        """
+        line = b""
         while not line.endswith(b"\n"):
-            # A byte at a time would do as well: the hello is short, and nothing follows until we ask.
-            data = channel.recv(4096)
+            # The hello is short, and nothing follows it until we ask for something.
+            data = self._channel.recv(4096)
             if not data:
-                raise PrivilegeError(
-                    "cannot capture traffic",
-                    f"the privileged helper did not start (exit code {process.wait()}; its words are above)",
-                    "run 'sudo -v' to see whether sudo lets you, or run 'sudo tp2 up'",
-                )
+                raise self._did_not_start()
             line += data
-        hello = protocol.decode_reply(line)
-    except BaseException:
-        channel.close()
-        process.wait()
-        raise
-    return Helper(process, channel, str(hello.get("kind", "?")), int(hello.get("pid", process.pid)))
+        try:
+            hello = protocol.decode_reply(line)
+        except protocol.ProtocolError as error:
+            raise ForwarderError(
+                "the privileged helper cannot be understood", str(error), "reinstall tp2: its parts do not fit"
+            ) from error
+        return Helper(self._process, self._channel, str(hello.get("kind")), int(hello.get("pid", self._process.pid)))
+
+    def _did_not_start(self) -> PrivilegeError:
+        code = self._process.wait()
+        words = self._process.stderr.read().decode(errors="replace").strip() if self._process.stderr else ""
+        return PrivilegeError(
+            "cannot get the privilege to set forwarding rules",
+            words or f"the helper did not start (exit code {code})",
+            "run 'sudo tp2 up' in a terminal; 'sudo -v' tells whether sudo lets this user",
+        )
 
 
 class HelperForwarder:
     """A :class:`tp2.forward.rules.Forwarder` that asks the helper. Create it inside the running event loop.
 
-    :param helper: from :func:`open_helper`; this object takes it over.
+    :param helper: from :meth:`StartingHelper.wait`.
     """
 
     def __init__(self, helper: Helper) -> None:
@@ -104,9 +120,8 @@ class HelperForwarder:
             # The helper removes its rules and ends; the kernel then closes its end of the pair. That is the event.
             await self.lost.wait()
         self._channel.close()
-        # After a detach the helper is not this process's child any more: there is nothing to reap then.
-        with contextlib.suppress(ChildProcessError):
-            await asyncio.to_thread(self._helper.process.wait)
+        # Reaped where it is ours; after a detach it is not, and there is nothing to wait for.
+        await asyncio.to_thread(self._helper.process.wait)
 
     async def _ask(self, request: protocol.Request, sock: socket.socket | None = None) -> None:
         async with self._lock:

@@ -16,8 +16,7 @@ import socket
 from collections.abc import Iterable, Sequence
 
 from tp2.errors import AlreadyRunning, ForwarderError, PrivilegeError
-from tp2.forward.rules import Redirect
-from tp2.types import Destination
+from tp2.types import Destination, Redirect
 
 #: Marks the packets of exempted sockets: ASCII "tp", away from the low bits that VPNs and Kubernetes use.
 MARK = 0x7470
@@ -36,8 +35,8 @@ add set {_TABLE} dns6 {{ type ipv6_addr; }}
 add chain {_TABLE} dns
 add chain {_TABLE} output {{ type nat hook output priority -110; policy accept; }}
 add rule {_TABLE} output meta mark {MARK:#x} return
-add rule {_TABLE} output redirect to :ip daddr . tcp dport map @redirects4
-add rule {_TABLE} output redirect to :ip6 daddr . tcp dport map @redirects6
+add rule {_TABLE} output meta l4proto tcp redirect to :ip daddr . tcp dport map @redirects4
+add rule {_TABLE} output meta l4proto tcp redirect to :ip6 daddr . tcp dport map @redirects6
 add rule {_TABLE} output ip daddr @dns4 jump dns
 add rule {_TABLE} output ip6 daddr @dns6 jump dns
 """

@@ -65,6 +65,7 @@ def start_helper() -> tuple[subprocess.Popen[bytes], socket.socket]:
     :raises PrivilegeError: not root, and there is no sudo.
     """
     command = list(_HELPER)
+    stderr = None
     if os.geteuid() != 0:
         sudo = shutil.which("sudo")
         if sudo is None:
@@ -77,8 +78,9 @@ def start_helper() -> tuple[subprocess.Popen[bytes], socket.socket]:
         options = ["--prompt=[tp2] password for %p, to set forwarding rules: "]
         if not sys.stdin.isatty():
             options.append("--non-interactive")
+            stderr = subprocess.PIPE
         command = [sudo, *options, "--", *command]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
-        process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno())
+        process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=stderr)
     return process, ours

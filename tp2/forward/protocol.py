@@ -10,9 +10,9 @@ request                                          meaning (see :class:`tp2.forwar
 end of file                                      remove everything and end
 ================================================ =======================================================
 
-The helper speaks first: ``{"ok":true,"kind":KIND,"pid":PID}`` once the platform's rules are claimed. It
-answers every request, in order, with ``{"ok":true}`` or ``{"error":[WHAT,WHY,REMEDY],"exit_code":N}``; after a request that is not well
-formed it ends, since only the daemon speaks to it, and the daemon does not make mistakes of that kind.
+The helper speaks first: ``{"ok":true,"kind":KIND,"pid":PID}`` once the platform's rules are claimed. It answers
+every request, in order, with ``{"ok":true}`` or ``{"error":[WHAT,WHY,REMEDY],"exit_code":N}``. After a request that
+is not well formed it ends: only the daemon speaks to it, and the daemon does not make mistakes of that kind.
 
 This module is pure: it turns lines into checked requests and back. The helper trusts nothing else.
 """
@@ -31,8 +31,14 @@ from tp2.errors import (
     PrivilegeError,
     Tp2Error,
 )
-from tp2.forward.rules import Redirect, checked_address, checked_destination, checked_port
-from tp2.types import Destination
+from tp2.forward.rules import (
+    FIRST_UNPRIVILEGED_PORT,
+    checked_address,
+    checked_destination,
+    checked_port,
+    checked_redirect,
+)
+from tp2.types import Destination, Redirect
 
 #: No request is longer, in bytes: 65,535 redirects of IPv6 addresses fit.
 MAX_LINE = 8 * 1024 * 1024
@@ -91,10 +97,12 @@ def decode_request(line: bytes) -> Request:
     try:
         match message:
             case {"op": "dns", "nameservers": list(nameservers), "port": port, **rest} if not rest:
-                return CaptureDns(tuple(checked_address(a) for a in nameservers), checked_port(port, 1024))
+                return CaptureDns(
+                    tuple(checked_address(a) for a in nameservers), checked_port(port, FIRST_UNPRIVILEGED_PORT)
+                )
             case {"op": "update", "add": list(add), "remove": list(remove), **rest} if not rest:
                 return Update(
-                    tuple(Redirect.checked(*_fields(item, 3)) for item in add),
+                    tuple(checked_redirect(*_fields(item, 3)) for item in add),
                     tuple(checked_destination(*_fields(item, 2)) for item in remove),
                 )
             case {"op": "exempt", **rest} if not rest:

@@ -11,27 +11,20 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, Self
+from typing import Protocol
 
-from tp2.types import Destination
+from tp2.types import Destination, Redirect
 
 #: Local ports below this one belong to system services; no rule of ours ever points there.
 FIRST_UNPRIVILEGED_PORT = 1024
 
 
-class Redirect(NamedTuple):
-    """TCP from this machine to ``destination`` goes to ``local_port`` on the loopback address of its family."""
+def checked_redirect(address: object, port: object, local_port: object) -> Redirect:
+    """Build a redirect from untrusted values.
 
-    destination: Destination
-    local_port: int
-
-    @classmethod
-    def checked(cls, address: object, port: object, local_port: object) -> Self:
-        """Build a redirect from untrusted values.
-
-        :raises ValueError: an address that is not a unicast address of another host, or a port out of range.
-        """
-        return cls(checked_destination(address, port), checked_port(local_port, FIRST_UNPRIVILEGED_PORT))
+    :raises ValueError: an address that is not a unicast address of another host, or a port out of range.
+    """
+    return Redirect(checked_destination(address, port), checked_port(local_port, FIRST_UNPRIVILEGED_PORT))
 
 
 def checked_port(value: object, lowest: int = 1) -> int:

@@ -1,0 +1,95 @@
+"""The helper understands what the daemon says, and nothing else."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tp2.errors import AlreadyRunning, ExitCode, ForwarderError, PrivilegeError, Tp2Error
+from tp2.forward import protocol
+from tp2.forward.protocol import CaptureDns, Exempt, ProtocolError, Request, Update
+from tp2.types import Destination, Redirect
+
+ports = st.integers(1, 65535)
+local_ports = st.integers(1024, 65535)
+addresses = st.sampled_from(["10.96.0.1", "192.0.2.53", "fd00:10:96::1", "203.0.113.7"])
+destinations = st.builds(Destination, addresses, ports)
+requests: st.SearchStrategy[Request] = st.one_of(
+    st.builds(CaptureDns, st.lists(addresses, max_size=3).map(tuple), local_ports),
+    st.builds(
+        Update,
+        st.lists(st.builds(Redirect, destinations, local_ports), max_size=5).map(tuple),
+        st.lists(destinations, max_size=5).map(tuple),
+    ),
+    st.just(Exempt()),
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | addresses,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["op", "add", "port", "x"]), inner),
+    max_leaves=10,
+)
+
+
+@given(requests)
+def test_what_the_daemon_says_is_what_the_helper_hears(request: Request) -> None:
+    line = protocol.encode_request(request)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert protocol.decode_request(line) == request
+
+
+@given(st.binary(max_size=200) | json_values.map(lambda value: json.dumps(value).encode()))
+def test_anything_else_is_a_protocol_error(line: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        protocol.decode_request(line)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"op": "update", "add": [["10.96.0.1", 80, 22]], "remove": []},  # a system service's port
+        {"op": "update", "add": [["127.0.0.1", 80, 20000]], "remove": []},  # the machine itself
+        {"op": "update", "add": [["::1", 80, 20000]], "remove": []},
+        {"op": "update", "add": [["::ffff:127.0.0.1", 80, 20000]], "remove": []},
+        {"op": "update", "add": [["0.0.0.0", 80, 20000]], "remove": []},
+        {"op": "update", "add": [["224.0.0.1", 80, 20000]], "remove": []},
+        {"op": "update", "add": [["169.254.1.1", 80, 20000]], "remove": []},
+        {"op": "update", "add": [["255.255.255.255", 80, 20000]], "remove": []},
+        {"op": "update", "add": [["fe80::1%eth0", 80, 20000]], "remove": []},
+        {"op": "update", "add": [["10.96.0.1; flush ruleset", 80, 20000]], "remove": []},
+        {"op": "update", "add": [["10.96.0.1", "80", 20000]], "remove": []},
+        {"op": "update", "add": [["10.96.0.1", True, 20000]], "remove": []},
+        {"op": "update", "add": [["10.96.0.1", 80, 20000, 1]], "remove": []},
+        {"op": "update", "add": [["10.96.0.1", 65536, 20000]], "remove": []},
+        {"op": "update", "add": []},
+        {"op": "update", "add": [], "remove": [], "also": 1},
+        {"op": "dns", "nameservers": ["192.0.2.53"], "port": 53},
+        {"op": "dns", "nameservers": "192.0.2.53", "port": 5353},
+        {"op": "run", "command": "reboot"},
+    ],
+)
+def test_the_helper_refuses_what_is_no_redirect_to_a_loopback_listener(message: dict[str, object]) -> None:
+    with pytest.raises(ProtocolError):
+        protocol.decode_request(json.dumps(message).encode())
+
+
+def test_a_nameserver_may_be_on_this_machine() -> None:
+    line = protocol.encode_request(CaptureDns(("127.0.0.53",), 5353))
+    assert protocol.decode_request(line) == CaptureDns(("127.0.0.53",), 5353)
+
+
+@pytest.mark.parametrize("kind", [PrivilegeError, AlreadyRunning, ForwarderError])
+def test_an_error_crosses_the_boundary_whole(kind: type[Tp2Error]) -> None:
+    with pytest.raises(kind) as caught:
+        protocol.decode_reply(protocol.encode_reply(kind("what", "why", "remedy")))
+    assert (caught.value.what, caught.value.why, caught.value.remedy) == ("what", "why", "remedy")
+    assert caught.value.exit_code is kind.exit_code is not ExitCode.OK
+
+
+@given(st.binary(max_size=100))
+def test_no_bytes_break_the_daemons_side(line: bytes) -> None:
+    with pytest.raises((ProtocolError, Tp2Error)):
+        protocol.decode_reply(line)

@@ -1,0 +1,207 @@
+"""The commands: parse, call, print. No logic.
+
+``tp2 mappings`` and ``status`` must answer in about the time that Python takes to start, so what is heavy (the
+Kubernetes and SSH clients, tables) is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from tp2 import __version__, settings
+from tp2.control import client
+from tp2.errors import ExitCode, Tp2Error
+from tp2.runtime import RuntimeDirectory, default_directory
+from tp2.settings import Mode, Settings
+
+
+class Parsed(click.ParamType):
+    """An option whose form one function of :mod:`tp2.settings` knows."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse *value* unless it is a default that needs no parsing."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except Tp2Error as error:
+            self.fail(f"{error.what}: {error.why}; {error.remedy}.", param, ctx)
+
+
+EXISTING_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="tp2")
+def cli() -> None:
+    """Reach a Kubernetes cluster's services by name, from any program on this machine.
+
+    The control socket, lock and log of a running tp2 are in TP2_RUNTIME_DIR (default: a directory of this user's own
+    below /run). Exit codes: 0 done, 1 failed, 2 usage, 3 not running, 4 running already, 5 privilege,
+    6 forwarding rules, 7 cluster, 8 SSH endpoint, 9 address in use, 130 interrupted.
+    """
+
+
+@cli.command(context_settings={"auto_envvar_prefix": "TP2"})
+@click.option(
+    "--mode",
+    type=click.Choice([mode.value for mode in Mode]),
+    default=Mode.PORTMAP.value,
+    show_default=True,
+    help="How a connection's destination is known: a local port each, or the kernel's word for it.",
+)
+@click.option("--kubeconfig", type=EXISTING_FILE, help="kubeconfig file. [default: KUBECONFIG, then ~/.kube/config]")
+@click.option("--context", help="kubeconfig context. [default: the current one]")
+@click.option(
+    "--namespace",
+    "-n",
+    "namespaces",
+    metavar="NS",
+    multiple=True,
+    envvar="TP2_NAMESPACE",
+    help="Watch only this namespace, and look up short names in the first one. Repeatable. [default: all]",
+)
+@click.option(
+    "--dns",
+    metavar="IP",
+    type=Parsed("ip", settings.parse_address),
+    multiple=True,
+    help="Nameserver whose port 53 is captured. Repeatable. [default: those of /etc/resolv.conf]",
+)
+@click.option(
+    "--fallback",
+    metavar="IP[:PORT]",
+    multiple=True,
+    type=Parsed("address", lambda text: settings.parse_socket_address(text, 53)),
+    help="Where names go that are not the cluster's. Repeatable. [default: the captured nameservers]",
+)
+@click.option(
+    "--remote",
+    metavar="[USER@]HOST[:PORT]",
+    type=Parsed("endpoint", settings.parse_remote),
+    help="SSH endpoint with a way to the cluster's addresses.",
+)
+@click.option("--identity", "-i", type=EXISTING_FILE, help="SSH private key. [default: the SSH agent, then ~/.ssh]")
+@click.option(
+    "--host-key",
+    metavar="FILE",
+    type=Parsed("key", settings.read_host_key),
+    help="Public key that the endpoint must present. [default: as in ~/.ssh/known_hosts]",
+)
+@click.option(
+    "--socks",
+    metavar="ADDR:PORT",
+    type=Parsed("address", settings.parse_socket_address),
+    default=str(settings.DEFAULT_SOCKS),
+    show_default=True,
+    help="Where the SOCKS5 proxy listens.",
+)
+@click.option(
+    "--idle-timeout",
+    metavar="DURATION",
+    type=Parsed("duration", settings.parse_duration),
+    default="10m",
+    show_default=True,
+    help="When an unused mapping goes.",
+)
+@click.option(
+    "--ports",
+    metavar="LOW-HIGH",
+    type=Parsed("ports", settings.parse_ports),
+    default="20000-29999",
+    show_default=True,
+    help="Local ports for mappings.",
+)
+@click.option("--detach", "-d", is_flag=True, help="Return when ready, and go on in the background.")
+@click.option("--verbose", "-v", is_flag=True, help="Say what is done, a line for each DNS query included.")
+def up(detach: bool, **options: Any) -> None:
+    """Make the cluster reachable until Ctrl-C, or 'tp2 down'. Every option can be set as TP2_OPTION too."""
+    from tp2 import start
+
+    raise SystemExit(start.up(Settings(**{**options, "mode": Mode(options["mode"])}), _runtime(), detach=detach))
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
+def mappings(as_json: bool) -> None:
+    """Show which local port stands for which cluster address."""
+    answer = client.ask(_runtime(), "mappings")
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    from tp2 import screen
+
+    screen.mappings(answer)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
+def status(as_json: bool) -> None:
+    """Show how the running tp2 is."""
+    answer = client.ask(_runtime(), "status")
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    from tp2 import screen
+
+    screen.status(answer)
+
+
+@cli.command()
+def down() -> None:
+    """Stop the running tp2, and return when everything of it is gone."""
+    client.stop(_runtime())
+
+
+def main() -> NoReturn:
+    """The console script. No traceback leaves it: an error is a message, and a bug says that it is one."""
+    try:
+        cli(standalone_mode=False)
+        code = int(ExitCode.OK)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except Tp2Error as error:
+        print_error(error)
+        code = int(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        code = int(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output (head, a pager) left; what Python flushes at exit has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = int(ExitCode.OK)
+    except Exception as error:
+        logging.getLogger("tp2").debug("unexpected", exc_info=True)
+        print_error(
+            Tp2Error(
+                "tp2 failed",
+                f"{type(error).__name__}: {error}",
+                "this is a bug: please report it, with --verbose output",
+            )
+        )
+        code = int(ExitCode.FAILURE)
+    sys.exit(code)
+
+
+def print_error(error: Tp2Error) -> None:
+    """Print what failed, why, and what to do, on standard error."""
+    click.echo(f"tp2: {error.what}\n  why: {error.why}\n  try: {error.remedy}", err=True)
+
+
+def _runtime() -> RuntimeDirectory:
+    from tp2.forward.privilege import calling_user
+
+    configured = os.environ.get("TP2_RUNTIME_DIR")
+    return RuntimeDirectory(Path(configured).absolute() if configured else default_directory(calling_user().uid))

@@ -1,0 +1,90 @@
+"""The answering side: a Unix socket on the daemon's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+from tp2.control import MAX_QUESTION
+from tp2.control.client import peer_uid
+from tp2.runtime import RuntimeDirectory
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a client may take over its question or over reading the answer.
+PATIENCE: Final = 5.0
+
+
+class ControlServer:
+    """Answers questions on a Unix socket.
+
+    :param runtime: whose socket is made, 0600; a stale one must be gone.
+    :param operations: the answer to each question, as a JSON object.
+    """
+
+    def __init__(self, runtime: RuntimeDirectory, operations: dict[str, Callable[[], dict[str, Any]]]) -> None:
+        self._runtime = runtime
+        self._operations = operations
+        self._server: asyncio.Server | None = None
+        self._conversations: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen. Raises OSError if the path cannot be a socket."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # The socket is made with the right mode, rather than changed to it a moment later.
+        mask = os.umask(0o177)
+        try:
+            with self._runtime.socket_address() as address:
+                listener.bind(address)
+        except BaseException:
+            listener.close()
+            raise
+        finally:
+            os.umask(mask)
+        self._server = await asyncio.start_unix_server(self._converse, sock=listener, limit=MAX_QUESTION)
+
+    async def close(self) -> None:
+        """Stop listening; answers that are on their way are finished."""
+        if self._server is None:
+            return
+        self._server.close()
+        if self._conversations:
+            await asyncio.wait(self._conversations, timeout=PATIENCE)
+        for task in self._conversations:
+            task.cancel()
+        await asyncio.gather(*self._conversations, return_exceptions=True)
+        self._server = None
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._conversations.add(task)
+        try:
+            if peer_uid(writer.get_extra_info("socket")) in (None, 0, os.geteuid()):
+                async with asyncio.timeout(PATIENCE):
+                    writer.write(json.dumps(self._answer(await reader.readline())).encode() + b"\n")
+                    await writer.drain()
+        except (OSError, ValueError, TimeoutError) as error:
+            # ValueError: more than MAX_QUESTION bytes without an end of line.
+            logger.debug("control: %s", error)
+        finally:
+            self._conversations.discard(task)
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    def _answer(self, question: bytes) -> dict[str, Any]:
+        try:
+            message = json.loads(question)
+        except (ValueError, RecursionError):
+            return {"error": "the question is not JSON"}
+        operation = self._operations.get(str(message.get("op"))) if isinstance(message, dict) else None
+        if operation is None:
+            return {"error": f"unknown question; known are {', '.join(sorted(self._operations))}"}
+        return operation()

@@ -1,0 +1,190 @@
+"""The composition root: builds the parts from the settings, starts them in order, stops them in reverse.
+
+Order matters in two places. Port 53 is captured last, when everything behind it answers; and it is let go first, with
+every other rule, so that at no time a packet is sent to something that is not there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from tp2.cluster import kubeconfig
+from tp2.cluster.watch import Cluster
+from tp2.control.server import ControlServer
+from tp2.dns.server import DnsServer
+from tp2.dns.upstream import Upstream
+from tp2.dns.zone import ZoneConfig
+from tp2.errors import ExitCode, ForwarderError, Tp2Error
+from tp2.forward.client import Helper, HelperForwarder
+from tp2.parts import Parts
+from tp2.portmap.mapper import Mapper
+from tp2.portmap.table import Table
+from tp2.resolvers import Resolvers
+from tp2.runtime import RuntimeDirectory
+from tp2.settings import Settings
+from tp2.socks.connector import Connector
+from tp2.socks.server import SocksServer
+from tp2.socks.tunnel import Endpoint, Tunnel
+from tp2.types import Destination
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that the Kubernetes API and the SSH endpoint each have to come up in, at start.
+START_TIMEOUT: Final = 15.0
+
+#: Descriptors kept back from the mappings: for the tunnel, the watches, upstream queries and the SOCKS server.
+RESERVED_DESCRIPTORS: Final = 512
+
+#: Says what a stage has come to: the stage's name, then its outcome in words.
+Report = Callable[[str, str], None]
+
+
+class Daemon:
+    """One running tp2."""
+
+    def __init__(self, settings: Settings, resolvers: Resolvers, runtime: RuntimeDirectory, report: Report) -> None:
+        self._settings = settings
+        self._resolvers = resolvers
+        self._runtime = runtime
+        self._report = report
+        self._ready = False
+        self._stopping = False
+        self._task: asyncio.Task[object] | None = None
+
+    async def run(self, helper: Helper) -> ExitCode:
+        """Come up, report ``ready``, and serve until :meth:`stop`; return the exit code.
+
+        :raises Tp2Error: a part could not come up, or the helper was lost. Everything is undone by then.
+        """
+        began = time.monotonic()
+        loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(name, self.stop)
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                forwarder = HelperForwarder(helper)
+                stack.push_async_callback(forwarder.close)
+                self._report("helper", f"{forwarder.kind} rules, held by process {forwarder.pid}")
+                parts = self._build(forwarder)
+                await self._come_up(parts, stack)
+                self._ready = True
+                self._report("ready", f"in {time.monotonic() - began:.2f} s")
+                await loop.create_future()
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+        except BaseExceptionGroup as group:
+            raise _first_cause(group) from group
+        return ExitCode.OK if self._ready else ExitCode.INTERRUPTED
+
+    def stop(self) -> None:
+        """Begin to stop. Told twice, the process ends at once: the kernel and the helper undo the rules all the same."""
+        if self._stopping:
+            os._exit(ExitCode.INTERRUPTED)
+        self._stopping = True
+        assert self._task is not None
+        self._task.cancel()
+
+    def _build(self, forwarder: HelperForwarder) -> Parts:
+        """Build the parts and tie them together; nothing is started yet."""
+        settings = self._settings
+        assert settings.remote is not None
+        access = kubeconfig.load(settings.kubeconfig, settings.context)
+        cluster = Cluster(access, namespaces=settings.namespaces)
+        tunnel = Tunnel(Endpoint(*settings.remote), identity=settings.identity, host_key=settings.host_key)
+        connector = Connector(tunnel)
+        capacity = (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS) // 2
+        table = Table(settings.ports, capacity=capacity, idle_timeout=settings.idle_timeout)
+        # What leads to the cluster must not be led through the cluster.
+        mapper = Mapper(
+            table, forwarder, connector, spare=lambda d: d in tunnel.peer_addresses | cluster.peer_addresses
+        )
+        upstream = Upstream(self._resolvers.fallback, exempt=forwarder.exempt)
+        dns = DnsServer(
+            catalog=lambda: cluster.catalog,
+            synced=lambda: cluster.synced,
+            capture=mapper,
+            upstream=upstream,
+            config=ZoneConfig(namespace=settings.namespaces[0] if settings.namespaces else access.namespace),
+        )
+        socks = SocksServer(tunnel, *settings.socks)
+        return Parts(settings, self._resolvers, forwarder, cluster, tunnel, connector, socks, mapper, upstream, dns)
+
+    async def _come_up(self, parts: Parts, stack: contextlib.AsyncExitStack) -> None:
+        """Start the parts in order; *stack* stops them in reverse."""
+        stack.push_async_callback(parts.cluster.close)
+        stack.push_async_callback(parts.tunnel.close)
+        stack.push_async_callback(parts.connector.close)
+        await _start(stack, ControlServer(self._runtime, parts.operations(lambda: self._ready, self.stop)))
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        for coroutine in (parts.mapper.run(), _helper_lost(parts.forwarder)):
+            stack.callback(group.create_task(coroutine).cancel)
+        await _start(stack, parts.socks)
+        self._report("socks", str(self._settings.socks))
+        async with asyncio.TaskGroup() as starting:
+            starting.create_task(self._stage("cluster", parts.cluster.start(START_TIMEOUT), parts.describe_cluster))
+            starting.create_task(self._stage("tunnel", parts.tunnel.start(START_TIMEOUT), parts.describe_tunnel))
+        stack.push_async_callback(parts.upstream.close)
+        await _start(stack, parts.dns)
+        self._report("dns", parts.describe_dns())
+        # Pushed again, so that on the way out the rules go before anything that they lead to.
+        stack.push_async_callback(parts.forwarder.close)
+        await parts.forwarder.capture_dns(self._resolvers.captured, parts.dns.port)
+        self._report("capture", f"port 53 of {', '.join(self._resolvers.captured)}")
+
+    async def _stage(self, name: str, start: Awaitable[None], outcome: Callable[[], str]) -> None:
+        await start
+        self._report(name, outcome())
+
+
+def main(
+    settings: Settings, resolvers: Resolvers, runtime: RuntimeDirectory, helper: Helper, report: Report
+) -> ExitCode:
+    """Run a daemon in this process until it is told to stop; return the exit code.
+
+    :raises Tp2Error: it could not come up, or not go on. Everything is undone by then.
+    """
+    # Each mapping is a descriptor, and so is each connection: take what is allowed.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(Daemon(settings, resolvers, runtime, report).run(helper))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:  # no wheel for this platform: slower, but the same
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+async def _start(stack: contextlib.AsyncExitStack, part: ControlServer | SocksServer | DnsServer) -> None:
+    await part.start()
+    stack.push_async_callback(part.close)
+
+
+async def _helper_lost(forwarder: HelperForwarder) -> None:
+    await forwarder.lost.wait()
+    raise ForwarderError(
+        "nothing is captured any more",
+        f"the privileged helper (process {forwarder.pid}) ended, and the kernel removed its rules",
+        "run tp2 up again; the system log may say who ended the helper",
+    )
+
+
+def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return what a task group failed with; an error for the user before any other."""
+    leaves: list[BaseException] = []
+    for error in group.exceptions:
+        leaves.append(_first_cause(error) if isinstance(error, BaseExceptionGroup) else error)
+    return next((error for error in leaves if isinstance(error, Tp2Error)), leaves[0])

@@ -1,0 +1,99 @@
+"""The parts of a running daemon side by side, and what can be said of them: the answers on the control socket."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from tp2.cluster.watch import Cluster
+from tp2.dns.server import DnsServer
+from tp2.dns.upstream import Upstream
+from tp2.forward.client import HelperForwarder
+from tp2.portmap.mapper import Mapper
+from tp2.resolvers import Resolvers
+from tp2.settings import Settings
+from tp2.socks.connector import Connector
+from tp2.socks.server import SocksServer
+from tp2.socks.tunnel import Tunnel
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything a daemon is made of. :mod:`tp2.daemon` builds it; nothing here starts or stops anything."""
+
+    settings: Settings
+    resolvers: Resolvers
+    forwarder: HelperForwarder
+    cluster: Cluster
+    tunnel: Tunnel
+    connector: Connector
+    socks: SocksServer
+    mapper: Mapper
+    upstream: Upstream
+    dns: DnsServer
+    since: float = field(default_factory=time.time)
+
+    def operations(
+        self, ready: Callable[[], bool], stop: Callable[[], None]
+    ) -> dict[str, Callable[[], dict[str, Any]]]:
+        """Return what the control socket can be asked. *ready* says whether the daemon came up."""
+
+        def down() -> dict[str, Any]:
+            stop()
+            return {"ok": True}
+
+        return {"status": lambda: self.status(ready()), "mappings": self.mappings, "down": down}
+
+    def status(self, ready: bool) -> dict[str, Any]:
+        """Return the object of ``tp2 status --json``; the README lists its keys."""
+        cluster, tunnel = self.cluster.status(), self.tunnel.status()
+        healthy = cluster["synced"] and tunnel["state"] == "connected"
+        return {
+            "state": "starting" if not ready else "ready" if healthy else "degraded",
+            "mode": str(self.settings.mode),
+            "pid": os.getpid(),
+            "since": timestamp(self.since),
+            "cluster": cluster,
+            "tunnel": {**tunnel, "since": timestamp(tunnel["since"])},
+            "dns": {
+                "listen": self._dns_address(),
+                "captured": list(self.resolvers.captured),
+                "upstream": [str(address) for address in self.resolvers.fallback],
+                **self.dns.counters.as_dict(),
+            },
+            "socks": {"listen": str(self.settings.socks)},
+            "mappings": {"live": len(self.mapper.table), "capacity": self.mapper.table.capacity},
+            "forwarder": {"kind": self.forwarder.kind, "helper_pid": self.forwarder.pid},
+        }
+
+    def mappings(self) -> dict[str, Any]:
+        """Return the object of ``tp2 mappings --json``; the README lists its keys."""
+        rows = [{**row, "last_used": timestamp(row["last_used"])} for row in self.mapper.snapshot()]
+        return {"mode": str(self.settings.mode), "mappings": rows}
+
+    def describe_cluster(self) -> str:
+        """Say in a line which cluster is watched."""
+        status = self.cluster.status()
+        return f"{status['context']} at {status['server']}: {status['services']} services"
+
+    def describe_tunnel(self) -> str:
+        """Say in a line where the tunnel leads."""
+        return f"{self.tunnel.status()['remote']}"
+
+    def describe_dns(self) -> str:
+        """Say in a line who answers what."""
+        return f"{self._dns_address()}; other names go to {', '.join(map(str, self.resolvers.fallback))}"
+
+    def _dns_address(self) -> str:
+        return f"127.0.0.1:{self.dns.port}"
+
+
+def timestamp(seconds: float | None) -> str | None:
+    """Return a Unix time as RFC 3339 in UTC, which JSON readers of every language parse."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,271 @@
+"""The cluster in a box: a laptop, an internet and a cluster, each a host of its own.
+
+::
+
+    laptop 192.0.2.10 ----- 192.0.2.1 internet 198.51.100.1 ----- 198.51.100.10 cluster
+                            192.0.2.53 dnsmasq                    :6443 Kubernetes API, :2222 sshd
+                            203.0.113.80 a web site               10.96.0.0/16 services, 10.244.0.0/16 pods
+
+The internet has no way to the cluster's services and pods, as it is in life: it refuses packets to them. All addresses
+are of the ranges for documentation (RFC 5737) or private, and exist in these namespaces only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import asyncssh
+import yaml
+
+from tp2.errors import Tp2Error
+from tp2.sandbox.contents import OBJECTS, PROGRAMS
+from tp2.sandbox.namespaces import Host
+from tp2.sandbox.objects import Object
+
+NAMESERVER: Final = "192.0.2.53"
+SITE: Final = "site.example"
+SITE_ADDRESS: Final = "203.0.113.80"
+NODE: Final = "198.51.100.10"
+API_PORT: Final = 6443
+SSH_PORT: Final = 2222
+
+#: What a sandbox is made with, and the Debian packages to have it from.
+TOOLS: Final = {
+    "ip": "iproute2",
+    "nsenter": "util-linux",
+    "nft": "nftables",
+    "sshd": "openssh-server",
+    "dnsmasq": "dnsmasq-base",
+    "curl": "curl",
+}
+
+_SSHD_CONFIG: Final = """
+ListenAddress {node}:{port}
+HostKey {directory}/host_key
+AuthorizedKeysFile {directory}/identity.pub
+PidFile none
+UsePAM no
+StrictModes no
+PasswordAuthentication no
+PermitRootLogin prohibit-password
+AllowTcpForwarding local
+PermitTTY no
+MaxStartups 200
+"""
+
+
+class Sandbox:
+    """Three hosts with their programs; entering builds them, leaving leaves nothing."""
+
+    laptop: Host
+    internet: Host
+    cluster: Host
+    sshd: subprocess.Popen[Any]
+    api: subprocess.Popen[Any]
+
+    def __enter__(self) -> Sandbox:
+        """:raises Tp2Error: a tool is missing, or the machine does not allow namespaces."""
+        _check_tools()
+        with ExitStack() as stack:
+            self.directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tp2-sandbox-")))
+            try:
+                self.laptop = stack.enter_context(Host("laptop"))
+                self.internet = stack.enter_context(Host("internet", self.laptop))
+                self.cluster = stack.enter_context(Host("cluster", self.laptop))
+            except (RuntimeError, subprocess.CalledProcessError) as error:
+                raise Tp2Error(
+                    "cannot build the sandbox",
+                    f"this machine refuses network namespaces ({error})",
+                    "run it as root, or allow user namespaces (sysctl kernel.unprivileged_userns_clone=1)",
+                ) from error
+            self._connect()
+            self._make_keys()
+            self._start_internet()
+            self.start_api(OBJECTS)
+            self.start_sshd()
+            self.start_programs(*PROGRAMS)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def kubeconfig(self) -> Path:
+        """A kubeconfig for the sandbox's API."""
+        return self.directory / "api" / "kubeconfig"
+
+    @property
+    def identity(self) -> Path:
+        """The SSH private key that the endpoint lets in."""
+        return self.directory / "identity"
+
+    @property
+    def host_key(self) -> Path:
+        """The SSH endpoint's public key."""
+        return self.directory / "host_key.pub"
+
+    @property
+    def remote(self) -> str:
+        """The SSH endpoint, as ``--remote`` takes it."""
+        return f"{pwd.getpwuid(os.getuid()).pw_name}@{NODE}:{SSH_PORT}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of a person at the laptop: nothing of the caller's tp2, sudo or agent."""
+        unwanted = ("TP2_", "SUDO_", "SSH_", "KUBECONFIG", "XDG_RUNTIME_DIR")
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
+        return {**kept, "TP2_RUNTIME_DIR": str(self.directory / "run"), "HOME": str(self.directory)}
+
+    def up_command(self, *options: str) -> list[str]:
+        """Return the command that brings tp2 up here, with more *options*."""
+        endpoint = ["--remote", self.remote, "--identity", str(self.identity), "--host-key", str(self.host_key)]
+        return tp2_command("up", "--mode", "portmap", "--kubeconfig", str(self.kubeconfig), *endpoint, *options)
+
+    def request(self, method: str, path: str, body: Object | None = None) -> Object:
+        """Ask the sandbox's Kubernetes API something as its administrator; return the answer."""
+        token = yaml.safe_load(self.kubeconfig.read_text())["users"][0]["user"]["token"]
+        answer = self.cluster.run(
+            *("curl", "--silent", "--show-error", "--fail-with-body", "--insecure", "--request", method),
+            *("--header", f"Authorization: Bearer {token}", "--header", "Content-Type: application/json"),
+            *(["--data-binary", "@-"] if body is not None else []),
+            f"https://{NODE}:{API_PORT}{path}",
+            stdin="" if body is None else json.dumps(body),
+        )
+        result: Object = json.loads(answer)
+        return result
+
+    def create(self, *objects: Object) -> None:
+        """Create Kubernetes objects."""
+        for item in objects:
+            self.request("POST", _collection(item), item)
+
+    def delete(self, *objects: Object) -> None:
+        """Delete Kubernetes objects."""
+        for item in objects:
+            self.request("DELETE", f"{_collection(item)}/{item['metadata']['name']}")
+
+    def start_api(self, objects: Iterable[Object] = ()) -> None:
+        """Start the Kubernetes API and return when it answers. *objects* are what it starts with."""
+        file = self.directory / "objects.json"
+        file.write_text(json.dumps(list(objects)))
+        listen = f"{NODE}:{API_PORT}"
+        command = [
+            "tp2.sandbox.kubeapi",
+            "--listen",
+            listen,
+            "--dir",
+            str(self.directory / "api"),
+            "--objects",
+            str(file),
+        ]
+        self.api = self._python(self.cluster, *command)
+
+    def start_sshd(self) -> None:
+        """Start the SSH endpoint and return when it listens."""
+        config = self.directory / "sshd_config"
+        config.write_text(_SSHD_CONFIG.format(node=NODE, port=SSH_PORT, directory=self.directory))
+        command = [shutil.which("sshd", path=_PATH) or "sshd", "-D", "-e", "-f", str(config)]
+        uid, gid = os.getuid(), os.getgid()
+        if uid != 0:
+            # As root of a namespace sshd would want to become other users, whom the namespace does not have.
+            command = ["unshare", "--user", f"--map-user={uid}", f"--map-group={gid}", "--", *command]
+        log = self.directory / "sshd.log"
+        with log.open("ab") as stderr:
+            self.sshd = self.cluster.start(*command, stdin=subprocess.DEVNULL, stderr=stderr)
+        self.cluster.wait_listening(NODE, SSH_PORT)
+
+    def stop_sshd(self) -> None:
+        """Kill the SSH endpoint, its sessions included."""
+        self.cluster.kill(*self.cluster.family(self.sshd.pid))
+        self.sshd.wait()
+
+    def start_programs(self, *specifications: str) -> subprocess.Popen[Any]:
+        """Start servers in the cluster, on addresses that become the cluster's; return when they listen."""
+        addresses = dict.fromkeys(specification.split(":")[2] for specification in specifications)
+        self.cluster.shell("\n".join(f"ip addr replace {address}/32 dev lo" for address in addresses))
+        return self._python(self.cluster, "tp2.sandbox.services", *specifications)
+
+    def _connect(self) -> None:
+        self.laptop.link("eth0", "192.0.2.10/24", self.internet, "laptop", "192.0.2.1/24")
+        self.cluster.link("eth0", f"{NODE}/24", self.internet, "cluster", "198.51.100.1/24")
+        self.laptop.shell("ip route add default via 192.0.2.1")
+        self.cluster.shell("ip route add default via 198.51.100.1")
+        self.internet.shell(f"""
+            echo 1 >/proc/sys/net/ipv4/ip_forward
+            ip addr add {NAMESERVER}/32 dev lo
+            ip addr add {SITE_ADDRESS}/32 dev lo
+            ip route add unreachable 10.0.0.0/8""")
+        self.laptop.replace_file("/etc/resolv.conf", f"nameserver {NAMESERVER}")
+        self.laptop.replace_file("/etc/hosts", "127.0.0.1 localhost laptop")
+        self.laptop.replace_file("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns")
+
+    def _make_keys(self) -> None:
+        for name in ("identity", "host_key"):
+            key = asyncssh.generate_private_key("ssh-ed25519", comment=f"tp2 sandbox {name}")
+            path = self.directory / name
+            path.touch(mode=0o600)
+            key.write_private_key(path)
+            key.write_public_key(path.with_suffix(".pub"))
+
+    def _start_internet(self) -> None:
+        self.internet.start(
+            *("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file", "--user=root"),
+            *("--no-resolv", "--no-hosts", "--bind-interfaces", f"--listen-address={NAMESERVER}"),
+            # The rest of the world does not exist: NXDOMAIN.
+            *(f"--address=/{SITE}/{SITE_ADDRESS}", "--local=/#/"),
+            stdin=subprocess.DEVNULL,
+        )
+        self.internet.wait_listening(NAMESERVER, 53)
+        self._python(self.internet, "tp2.sandbox.services", f"http:{SITE}:{SITE_ADDRESS}:80")
+
+    def _python(self, host: Host, module: str, *arguments: str) -> subprocess.Popen[Any]:
+        """Start a module of ours that says ``ready``; return when it has."""
+        process = host.start(
+            *(sys.executable, "-m", module, *arguments),
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        if process.stdout.readline() != b"ready\n":
+            raise Tp2Error(f"cannot start {module} in the sandbox", "it ended; its words are above", "report this")
+        return process
+
+
+#: Where daemons are: an ordinary user's PATH often leaves them out.
+_PATH: Final = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+
+
+def tp2_command(*arguments: str) -> list[str]:
+    """Return the command line of this very tp2."""
+    return [sys.executable, "-m", "tp2", *arguments]
+
+
+def _collection(item: Object) -> str:
+    group = "/api/v1" if item["apiVersion"] == "v1" else f"/apis/{item['apiVersion']}"
+    plural = {"Service": "services", "EndpointSlice": "endpointslices", "Namespace": "namespaces"}[item["kind"]]
+    where = item["metadata"].get("namespace")
+    return f"{group}/namespaces/{where}/{plural}" if where else f"{group}/{plural}"
+
+
+def _check_tools() -> None:
+    missing = [package for tool, package in TOOLS.items() if shutil.which(tool, path=_PATH) is None]
+    if sys.platform != "linux":
+        raise Tp2Error("cannot build the sandbox", "it is made of Linux namespaces", "run it on Linux")
+    if missing:
+        raise Tp2Error(
+            "cannot build the sandbox",
+            f"this machine lacks {', '.join(missing)}",
+            f"install them: apt install {' '.join(missing)}",
+        )

@@ -1,0 +1,96 @@
+"""From ``tp2 up`` to a running daemon: who runs as whom, in which process, and where its words go.
+
+The order is: refuse what can be refused without asking anything of anybody; start the helper (sudo may ask for a
+password now, before anything has changed) and import what is heavy meanwhile; become the user; take the lock; go to
+the background if so asked; run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+import click
+
+from tp2.errors import UsageError
+from tp2.forward.client import StartingHelper
+from tp2.forward.privilege import become, calling_user
+from tp2.runtime import RuntimeDirectory
+from tp2.settings import Mode, Settings
+
+
+def up(settings: Settings, runtime: RuntimeDirectory, *, detach: bool) -> int:
+    """Bring tp2 up; return the exit code when it has ended, or when it is ready if *detach*.
+
+    :raises Tp2Error: it could not come up, or could not go on.
+    """
+    _refuse_what_cannot_be(settings)
+    runtime.check_free()
+    with StartingHelper() as starting:
+        # This takes a second, in which the helper starts.
+        from tp2 import daemon, resolvers
+
+        found = resolvers.discover(settings)
+        helper = starting.wait()
+        become(calling_user())
+        with runtime:
+            report = _detach(runtime) if detach else _report
+            _log_to_stderr(verbose=settings.verbose)
+            return daemon.main(settings, found, runtime, helper, report)
+
+
+def _refuse_what_cannot_be(settings: Settings) -> None:
+    if settings.mode is Mode.ORIGDST:
+        raise UsageError("cannot run in mode origdst", "it is not built yet", "use --mode portmap")
+    if settings.remote is None:
+        raise UsageError(
+            "no SSH endpoint",
+            "tp2 cannot find one in the cluster by itself yet",
+            "name one that reaches the cluster's addresses: --remote [USER@]HOST[:PORT]",
+        )
+
+
+def _report(stage: str, outcome: str) -> None:
+    click.echo(f"{stage:<8} {outcome}")
+    sys.stdout.flush()
+
+
+def _detach(runtime: RuntimeDirectory) -> Callable[[str, str], None]:
+    """Go on in a process of its own session; the caller's process ends with the outcome of the start.
+
+    Returns the report for the new process: until ready its words go where the caller's would, then to the log.
+    """
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        os.close(writing)
+        is_ready = os.read(reading, 1)
+        # Not sys.exit: lock, helper and runtime directory are the other process' now, and must not be undone here.
+        os._exit(0 if is_ready else os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    os.close(reading)
+    os.setsid()
+    runtime.write_pid()
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+
+    def report(stage: str, outcome: str) -> None:
+        _report(stage, outcome)
+        if stage == "ready":
+            log = os.open(runtime.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.close(log)
+            os.write(writing, b"!")
+            os.close(writing)
+
+    return report
+
+
+def _log_to_stderr(*, verbose: bool) -> None:
+    logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("tp2").setLevel(logging.DEBUG if verbose else logging.INFO)
