@@ -1,0 +1,168 @@
+"""Any bytes: an answer, an error, or silence, but never an exception, and always within the client's size."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+
+import pytest
+from dnslib import DNSRecord
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tp2.cluster.catalog import Catalog, Endpoint, Port, Service
+from tp2.dns.chain import BadReply, read_chain
+from tp2.dns.message import BadQuery, Type, build_query, build_reply, name_octets, parse_query
+from tp2.dns.responder import Responder
+from tp2.dns.upstream import Upstream, is_reply
+from tp2.dns.zone import ZoneConfig
+from tp2.types import Wanted
+
+PORT = Port("http", 80)
+MANY = tuple(Endpoint(f"10.1.{n >> 8}.{n & 255}", (PORT,)) for n in range(300))
+SERVICES = (
+    Service("shop", "web", ("10.96.0.10",), (PORT,)),
+    Service("shop", "many", headless=True),
+    Service("shop", "alias", external_name="many.shop.svc.cluster.local"),
+)
+CATALOG = Catalog(
+    services={(s.namespace, s.name): s for s in SERVICES},
+    endpoints={("shop", "many"): MANY},
+    namespaces=frozenset({"shop"}),
+    services_by_address={"10.96.0.10": SERVICES[0]},
+)
+
+LABELS = [
+    "web",
+    "shop",
+    "svc",
+    "pod",
+    "cluster",
+    "local",
+    "many",
+    "alias",
+    "_http",
+    "_tcp",
+    "1-2-3-4",
+    "in-addr",
+    "arpa",
+]
+
+
+def names_of(labels: st.SearchStrategy[bytes]) -> st.SearchStrategy[list[bytes]]:
+    known = st.sampled_from([label.encode() for label in LABELS])
+    return st.lists(st.one_of(known, labels), max_size=8).filter(lambda found: sum(map(len, found)) + len(found) < 255)
+
+
+names = names_of(st.binary(min_size=1, max_size=63))
+# dnslib reads no label that is not UTF-8.
+ascii_names = names_of(st.lists(st.integers(0, 127), min_size=1, max_size=63).map(bytes))
+qtypes = st.one_of(st.sampled_from(list(Type)), st.integers(0, 65535))
+
+
+class Captured:
+    """Everything is reachable."""
+
+    def renew(self, wanted: Sequence[Wanted]) -> bool:
+        return True
+
+    async def ensure(self, wanted: Sequence[Wanted]) -> None:
+        return
+
+
+async def _exempt(_: socket.socket) -> None:
+    return
+
+
+def make_responder() -> Responder:
+    return Responder(
+        catalog=lambda: CATALOG,
+        synced=lambda: True,
+        capture=Captured(),
+        upstream=Upstream([], exempt=_exempt),
+        config=ZoneConfig(),
+    )
+
+
+def respond(data: bytes, *, tcp: bool) -> bytes:
+    reply = make_responder().respond(data, tcp=tcp)
+    return reply if isinstance(reply, bytes) else asyncio.run(reply())
+
+
+def pack(labels: list[bytes], qtype: int, qclass: int, flags: int, size: int | None) -> bytes:
+    question = b"".join(bytes((len(label),)) + label for label in labels) + b"\0"
+    opt = b"" if size is None else b"\0\0\x29" + size.to_bytes(2) + b"\0\0\0\0\0\0"
+    counts = b"\0\1\0\0\0\0\0" + bytes((bool(opt),))
+    return b"\xab\xcd" + flags.to_bytes(2) + counts + question + qtype.to_bytes(2) + qclass.to_bytes(2) + opt
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=600), st.booleans())
+def test_any_bytes_are_survived(data: bytes, tcp: bool) -> None:
+    reply = respond(data, tcp=tcp)
+    assert not reply or reply[:2] == data[:2]
+
+
+@settings(max_examples=300)
+@given(names, qtypes, st.sampled_from([1, 3, 255]), st.integers(0, 0x7FFF), st.binary(max_size=30), st.integers(0, 300))
+def test_a_mangled_query_is_survived(
+    labels: list[bytes], qtype: int, qclass: int, flags: int, junk: bytes, at: int
+) -> None:
+    data = pack(labels, qtype, qclass, flags, 1232)
+    at = min(at, len(data))
+    respond(data[:at] + junk + data[at + len(junk) :], tcp=False)
+    respond(data[:at], tcp=False)
+
+
+@settings(max_examples=400)
+@given(ascii_names, qtypes, st.one_of(st.none(), st.integers(0, 65535)), st.booleans())
+def test_every_answer_parses_repeats_the_question_and_fits_the_client(
+    labels: list[bytes], qtype: int, size: int | None, tcp: bool
+) -> None:
+    data = pack(labels, qtype, 1, 0x0100, size)
+    reply = respond(data, tcp=tcp)
+    question = data[12 : 12 + sum(len(label) + 1 for label in labels) + 5]
+    assert reply[:2] == data[:2]
+    assert reply[12 : 12 + len(question)] == question
+    parsed = DNSRecord.parse(reply)
+    assert parsed.header.rcode in (0, 2, 3, 5)
+    assert any(record.rtype == Type.OPT for record in parsed.ar) == (size is not None)
+    if not tcp:
+        assert len(reply) <= max(size or 0, 512)
+    if labels[:2] == [b"many", b"shop"] and qtype == 1 and not parsed.header.rcode:
+        assert parsed.header.tc == (len(parsed.rr) < len(MANY))
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=400), st.binary(max_size=200))
+def test_any_reply_is_survived(data: bytes, tail: bytes) -> None:
+    for message in (data, b"\0\0\x80\0\0\1\0\3\0\1\0\0\1a\0\0\1\0\1" + tail):
+        try:
+            chain = read_chain(message)
+        except BadReply:
+            continue
+        query = parse_query(pack([b"a"], 1, 1, 0, 4096))
+        DNSRecord.parse(build_reply(query, chain.rcode, answers=chain.answers, limit=4096))
+
+
+@given(names, qtypes)
+def test_names_survive_being_text(labels: list[bytes], qtype: int) -> None:
+    data = pack(labels, qtype, 1, 0, None)
+    query = parse_query(data)
+    assert name_octets(query.name) == data[12:-4].lower()
+    assert parse_query(build_query(1, query.name, qtype, like=query)).name == query.name
+
+
+@given(st.binary(max_size=100), st.binary(min_size=2, max_size=2), st.binary(min_size=5, max_size=30))
+def test_any_bytes_may_claim_to_be_the_reply(reply: bytes, ident: bytes, question: bytes) -> None:
+    if is_reply(reply, ident, question):
+        assert reply[:2] == ident
+
+
+def test_a_walk_over_the_largest_message_is_short() -> None:
+    header = b"\0\1\1\0\0\1\xff\xff\xff\xff\xff\xff"
+    for filler in (b"\0", b"\xc0\x0c", b"\x01a", b"\0\0\1\0\1\0\0\0\0\0\0"):
+        data = header + b"\0\0\1\0\1" + filler * (65000 // len(filler))
+        with pytest.raises(BadQuery):
+            parse_query(data)

@@ -1,0 +1,273 @@
+"""When an answer may leave: the bytes of a request in, the bytes of its reply out, whatever the transport.
+
+A request passes these gates in order; the first that applies decides.
+
+1. not a request                             FORMERR, or nothing at all
+2. another opcode than QUERY                 forwarded
+3. a zone transfer; the cluster's name in    refused
+   another class than IN
+4. the cluster's name, but not listed yet    SERVFAIL, "not ready"
+5. the zone knows it                         its destinations are captured, then the answer leaves (law 1); a CNAME
+                                             out of the cluster is followed first (EDNS of an unknown version:
+                                             BADVERS)
+6. everything else                           forwarded
+
+What can be answered on the spot is, without a task. For the rest :meth:`Responder.respond` returns what to call and
+await; how many wait is bounded for each kind of waiting, so that a dead upstream does not take the cluster's names
+with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Concatenate, ParamSpec, Protocol
+
+from tp2.cluster.catalog import Catalog
+from tp2.dns.chain import BadReply, read_chain
+from tp2.dns.message import (
+    CLASS_IN,
+    MAX_SIZE,
+    OPCODE_QUERY,
+    BadName,
+    BadQuery,
+    Ede,
+    ExtendedError,
+    Query,
+    Rcode,
+    Type,
+    build_query,
+    build_reply,
+    parse_query,
+    truncate,
+)
+from tp2.dns.upstream import Reply, Upstream, UpstreamError, server_text
+from tp2.dns.zone import Answer, ZoneConfig, is_cluster_name, resolve
+from tp2.errors import Tp2Error
+from tp2.types import Wanted
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+# Called and awaited, it gives the reply. Not a coroutine: one that a closing server never starts would complain.
+Deferred = Callable[[], Coroutine[Any, Any, bytes]]
+
+# How many queries may wait at a time for an upstream, and for a capture. Each costs a few kilobytes.
+_MOST_WAITING = 1000
+_MOST_REPORTS = 100
+
+
+class Capture(Protocol):
+    """Makes destinations reachable. Implemented by the daemon."""
+
+    def renew(self, wanted: Sequence[Wanted]) -> bool:
+        """Renew the leases of destinations that are all captured already; False, and nothing done, if one is not."""
+
+    async def ensure(self, wanted: Sequence[Wanted]) -> None:
+        """Return when every destination is captured.
+
+        :raises Tp2Error: one cannot be.
+        """
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the start: requests, those answered from the cluster, those forwarded, and those of either that failed."""
+
+    queries: int = 0
+    cluster_answers: int = 0
+    forwarded: int = 0
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Exchange:
+    """A request on its way to its reply."""
+
+    query: Query
+    data: bytes
+    tcp: bool
+    started: float
+
+    @property
+    def limit(self) -> int:
+        """The most octets that the reply may have."""
+        return MAX_SIZE if self.tcp else self.query.udp_size
+
+    def log(self, who: str, why: str) -> None:
+        """The line per query of ``--verbose``."""
+        if logger.isEnabledFor(logging.DEBUG):
+            ms = (time.perf_counter() - self.started) * 1000
+            logger.debug("%s %s: %s: %s (%.1f ms)", self.query.name or ".", Type.text(self.query.type), who, why, ms)
+
+
+class Responder:
+    """Answers requests. :class:`tp2.dns.server.DnsServer` explains the parameters."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Callable[[], Catalog],
+        synced: Callable[[], bool],
+        capture: Capture,
+        upstream: Upstream,
+        config: ZoneConfig,
+    ) -> None:
+        self._catalog = catalog
+        self._synced = synced
+        self._capture = capture
+        self._upstream = upstream
+        self._config = config
+        self._capturing = 0
+        self._forwarding = 0
+        self._reported: set[str] = set()
+        self.counters = Counters()
+
+    def respond(self, data: bytes, *, tcp: bool) -> bytes | Deferred:
+        """The reply to *data*, empty if there must be none; or what to call and await for it. Neither raises."""
+        self.counters.queries += 1
+        try:
+            query = parse_query(data)
+        except BadQuery as bad:
+            self.counters.failures += 1
+            logger.debug("malformed query: %s", bad)
+            return bad.reply
+        exchange = _Exchange(query, data, tcp, time.perf_counter())
+        try:
+            return self._decide(exchange)
+        except Exception as error:  # noqa: BLE001 - a query must not end the server
+            return self._unforeseen(exchange, error)
+
+    def _decide(self, exchange: _Exchange) -> bytes | Deferred:
+        query = exchange.query
+        if query.opcode != OPCODE_QUERY:
+            return self._forward(exchange)
+        if query.type in (Type.AXFR, Type.IXFR):
+            return self._refuse(exchange, "zone transfers are not passed on")
+        if query.klass != CLASS_IN:
+            if is_cluster_name(query.name, self._config):
+                return self._refuse(exchange, "the cluster's names are of class IN")
+            return self._forward(exchange)
+        if not self._synced() and is_cluster_name(query.name, self._config):
+            return self._fail(exchange, ExtendedError(Ede.NOT_READY, "tp2 has not listed the cluster's services yet"))
+        answer = resolve(query.name, query.type, self._catalog(), self._config)
+        if answer is None:
+            return self._forward(exchange)
+        if query.edns_version:
+            return build_reply(query, Rcode.BADVERS, limit=exchange.limit)
+        if answer.chase is not None:
+            return partial(self._guard, exchange, self._chase, answer, answer.chase)
+        if not answer.wanted or self._capture.renew(answer.wanted):
+            return self._answer(exchange, answer)
+        return partial(self._guard, exchange, self._capture_first, answer)
+
+    def _answer(self, exchange: _Exchange, answer: Answer) -> bytes:
+        if answer.rcode == Rcode.SERVFAIL:
+            return self._fail(exchange, ExtendedError(Ede.OTHER, answer.reason))
+        reply = build_reply(
+            exchange.query,
+            answer.rcode,
+            answers=answer.answers,
+            authority=answer.authority,
+            additional=answer.additional,
+            authoritative=True,
+            limit=exchange.limit,
+        )
+        self.counters.cluster_answers += 1
+        exchange.log("cluster", answer.reason)
+        return reply
+
+    async def _capture_first(self, exchange: _Exchange, answer: Answer) -> bytes:
+        if self._capturing >= _MOST_WAITING:
+            return self._fail(exchange, ExtendedError(Ede.OTHER, "too many names wait to be captured at once"))
+        self._capturing += 1
+        try:
+            await self._capture.ensure(answer.wanted)
+        except Tp2Error as error:
+            self._report(f"{exchange.query.name} cannot be reached: {error}")
+            return self._fail(exchange, ExtendedError(Ede.OTHER, str(error)))
+        finally:
+            self._capturing -= 1
+        return self._answer(exchange, answer)
+
+    async def _chase(self, exchange: _Exchange, answer: Answer, target: str) -> bytes:
+        query = exchange.query
+        try:
+            message = build_query(query.id, target, query.type, like=query)
+            chain = read_chain((await self._exchange(message, tcp=False)).message)
+            if chain.truncated:
+                chain = read_chain((await self._exchange(message, tcp=True)).message)
+        except UpstreamError as error:
+            return self._fail(exchange, ExtendedError(error.code, f"{target}: {error.words}"))
+        except (BadName, BadReply) as error:
+            return self._fail(exchange, ExtendedError(Ede.OTHER, f"{target}: {error}"))
+        reply = build_reply(
+            query,
+            chain.rcode,
+            answers=(*answer.answers, *chain.answers),
+            authority=chain.authority,
+            authoritative=True,
+            limit=exchange.limit,
+        )
+        self.counters.cluster_answers += 1
+        exchange.log("cluster and upstream", answer.reason)
+        return reply
+
+    def _forward(self, exchange: _Exchange) -> Deferred:
+        return partial(self._guard, exchange, self._pass_on)
+
+    async def _pass_on(self, exchange: _Exchange) -> bytes:
+        try:
+            reply = await self._exchange(exchange.data, tcp=exchange.tcp)
+        except UpstreamError as error:
+            return self._fail(exchange, ExtendedError(error.code, error.words))
+        self.counters.forwarded += 1
+        exchange.log(f"upstream {server_text(reply.server)}", "not a name of the cluster")
+        if len(reply.message) > exchange.limit:
+            return truncate(exchange.query, reply.message)
+        return reply.message
+
+    async def _exchange(self, message: bytes, *, tcp: bool) -> Reply:
+        if self._forwarding >= _MOST_WAITING:
+            raise UpstreamError(Ede.OTHER, "too many queries wait for the upstream nameservers at once")
+        self._forwarding += 1
+        try:
+            return await self._upstream.exchange(message, tcp=tcp)
+        finally:
+            self._forwarding -= 1
+
+    async def _guard(
+        self,
+        exchange: _Exchange,
+        step: Callable[Concatenate[_Exchange, P], Awaitable[bytes]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> bytes:
+        try:
+            return await step(exchange, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - a query must not end the server
+            return self._unforeseen(exchange, error)
+
+    def _refuse(self, exchange: _Exchange, why: str) -> bytes:
+        self.counters.failures += 1
+        exchange.log("refused", why)
+        error = ExtendedError(Ede.NOT_SUPPORTED, why)
+        return build_reply(exchange.query, Rcode.REFUSED, error=error, limit=exchange.limit)
+
+    def _fail(self, exchange: _Exchange, error: ExtendedError) -> bytes:
+        self.counters.failures += 1
+        exchange.log("failed", error.text)
+        return build_reply(exchange.query, Rcode.SERVFAIL, error=error, limit=exchange.limit)
+
+    def _unforeseen(self, exchange: _Exchange, error: Exception) -> bytes:
+        self._report(f"{exchange.query.name} {Type.text(exchange.query.type)}: {type(error).__name__}: {error}")
+        return self._fail(exchange, ExtendedError(Ede.OTHER, f"tp2 failed: {type(error).__name__}"))
+
+    def _report(self, words: str) -> None:
+        """Tell the user of a failure once, not once per query."""
+        if words not in self._reported and len(self._reported) < _MOST_REPORTS:
+            self._reported.add(words)
+            logger.warning("%s", words)

@@ -1,0 +1,246 @@
+"""The sockets: requests over UDP and TCP, on loopback, on one port.
+
+Both transports are bounded. UDP holds nothing but the queries that wait (see :mod:`tp2.dns.responder`). TCP (RFC 7766)
+bounds the connections, the queries that one connection has under way, and the time that it may be silent; replies leave
+in the order in which they become ready, and one that nobody reads holds up its own connection only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from typing import Any
+
+from tp2.cluster.catalog import Catalog
+from tp2.dns.responder import Capture, Counters, Deferred, Responder
+from tp2.dns.upstream import Upstream
+from tp2.dns.zone import ZoneConfig
+from tp2.errors import AddressInUse
+
+logger = logging.getLogger(__name__)
+
+_MOST_CONNECTIONS = 200
+_MOST_PIPELINED = 32
+# Seconds. RFC 7766 section 6.2.3 asks for the order of a few; a client comes back with a new connection at no cost.
+_IDLE_TIMEOUT = 10.0
+# A port that is free for UDP may be taken for TCP; so often we try another.
+_PORT_ATTEMPTS = 50
+# Bursts that arrive while the loop is busy wait here.
+_RECEIVE_BUFFER = 1 << 20
+
+
+class DnsServer:
+    """tp2's DNS server.
+
+    :param catalog: gives the cluster as it is now.
+    :param synced: whether the cluster has been listed; until then its names are answered with SERVFAIL.
+    :param capture: makes the destinations of an answer reachable before it leaves.
+    :param upstream: takes what is not the cluster's. The server does not close it.
+    :param config: the cluster's domain and how the user wants names looked up.
+    """
+
+    def __init__(
+        self,
+        *,
+        catalog: Callable[[], Catalog],
+        synced: Callable[[], bool],
+        capture: Capture,
+        upstream: Upstream,
+        config: ZoneConfig,
+    ) -> None:
+        self._responder = Responder(catalog=catalog, synced=synced, capture=capture, upstream=upstream, config=config)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._connections = 0
+        self._closing = False
+        self._datagrams: list[_Datagrams] = []
+        self._servers: list[asyncio.Server] = []
+
+    @property
+    def counters(self) -> Counters:
+        """What has been asked and answered so far."""
+        return self._responder.counters
+
+    async def start(self, addresses: Sequence[str] = ("127.0.0.1",), port: int = 0) -> int:
+        """Listen on all *addresses*, over both transports.
+
+        :param port: 0 for any that is free.
+        :returns: the port, the same everywhere.
+        :raises AddressInUse: the port is taken, or an address is not this machine's.
+        """
+        port, datagrams, streams = _bind(addresses, port)
+        loop = asyncio.get_running_loop()
+        for sock in datagrams:
+            _, protocol = await loop.create_datagram_endpoint(lambda: _Datagrams(self), sock=sock)
+            self._datagrams.append(protocol)
+        for sock in streams:
+            self._servers.append(await asyncio.start_server(self._connected, sock=sock))
+        return port
+
+    async def close(self) -> None:
+        """Stop listening, drop the queries under way, and return when nothing of them is left."""
+        self._closing = True
+        for server in self._servers:
+            server.close()
+        for socket_ in self._datagrams:
+            socket_.transport.abort()
+        while self._tasks:
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for server in self._servers:
+            await server.wait_closed()
+        for socket_ in self._datagrams:
+            await socket_.closed.wait()
+        self._servers.clear()
+        self._datagrams.clear()
+
+    def respond(self, data: bytes, *, tcp: bool) -> bytes | Deferred:
+        """See :meth:`tp2.dns.responder.Responder.respond`."""
+        return self._responder.respond(data, tcp=tcp)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run *work* until it is done or the server closes."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._closing or self._connections >= _MOST_CONNECTIONS:
+            writer.transport.abort()
+            return
+        self._connections += 1
+        self.spawn(self._serve(reader, writer))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await _Connection(self, reader, writer).run()
+        except* OSError:
+            pass  # The client went away, or does not read: that is how connections end.
+        finally:
+            self._connections -= 1
+            writer.transport.abort()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+
+class _Datagrams(asyncio.DatagramProtocol):
+    """One UDP socket."""
+
+    def __init__(self, server: DnsServer) -> None:
+        self._server = server
+        self.transport: asyncio.DatagramTransport
+        self.closed = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
+        self.transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set()
+
+    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
+        reply = self._server.respond(data, tcp=False)
+        if not isinstance(reply, bytes):
+            self._server.spawn(self._reply_later(reply, addr))
+        elif reply:
+            self.transport.sendto(reply, addr)
+
+    async def _reply_later(self, waiting: Deferred, addr: tuple[Any, ...]) -> None:
+        reply = await waiting()
+        if reply and not self.transport.is_closing():
+            self.transport.sendto(reply, addr)
+
+    def error_received(self, exc: Exception) -> None:
+        logger.debug("UDP: %s", exc)  # A client that did not wait for its answer.
+
+
+class _Connection:
+    """One TCP connection: requests are read one by one and answered side by side."""
+
+    def __init__(self, server: DnsServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._server = server
+        self._reader = reader
+        self._writer = writer
+        self._room = asyncio.Semaphore(_MOST_PIPELINED)
+
+    async def run(self) -> None:
+        """Serve until the client ends the connection, or is silent for too long."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._room.acquire()
+                request = await self._next()
+                if request is None:
+                    break  # A client may close its side when it has asked all; the group still answers it.
+                group.create_task(self._answer(request))
+        self._writer.close()
+        async with asyncio.timeout(_IDLE_TIMEOUT):
+            await self._writer.wait_closed()
+
+    async def _next(self) -> bytes | None:
+        try:
+            async with asyncio.timeout(_IDLE_TIMEOUT):
+                length = int.from_bytes(await self._reader.readexactly(2))
+                return await self._reader.readexactly(length)
+        except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
+            return None
+
+    async def _answer(self, request: bytes) -> None:
+        reply = self._server.respond(request, tcp=True)
+        if not isinstance(reply, bytes):
+            reply = await reply()
+        if reply:
+            self._writer.write(len(reply).to_bytes(2) + reply)
+            async with asyncio.timeout(_IDLE_TIMEOUT):
+                await self._writer.drain()
+        self._room.release()
+
+
+def _bind(addresses: Sequence[str], port: int) -> tuple[int, list[socket.socket], list[socket.socket]]:
+    """Sockets for both transports on all *addresses*, on one port."""
+    for _ in range(_PORT_ATTEMPTS):
+        sockets: list[socket.socket] = []
+        chosen = port
+        try:
+            for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                for address in addresses:
+                    sockets.append(_bound(address, chosen, kind))
+                    chosen = sockets[0].getsockname()[1]
+        except OSError as error:
+            for sock in sockets:
+                sock.close()
+            # Only a port that we chose ourselves can be exchanged for another.
+            if port == 0 and sockets:
+                continue
+            raise AddressInUse(
+                f"cannot listen for DNS on {address} port {chosen or 'any'}",
+                (error.strerror or str(error)).lower(),
+                "stop the program that has the port, or choose another one",
+            ) from error
+        return chosen, sockets[: len(addresses)], sockets[len(addresses) :]
+    raise AddressInUse(
+        f"cannot listen for DNS on {', '.join(addresses)}",
+        f"none of {_PORT_ATTEMPTS} ports was free for both UDP and TCP",
+        "close programs that hold many ports open, or choose a port that is free",
+    )
+
+
+def _bound(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, kind)
+    try:
+        sock.setblocking(False)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if kind == socket.SOCK_DGRAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        else:
+            # A connection of the previous run in TIME_WAIT must not keep the port from us.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
