@@ -57,6 +57,8 @@ class DnsServer:
         self._closing = False
         self._datagrams: list[_Datagrams] = []
         self._servers: list[asyncio.Server] = []
+        #: The port that is listened on; 0 before :meth:`start`.
+        self.port = 0
 
     @property
     def counters(self) -> Counters:
@@ -77,6 +79,7 @@ class DnsServer:
             self._datagrams.append(protocol)
         for sock in streams:
             self._servers.append(await asyncio.start_server(self._connected, sock=sock))
+        self.port = port
         return port
 
     async def close(self) -> None:

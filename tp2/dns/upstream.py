@@ -8,6 +8,7 @@ refuses, hands over to the next.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import socket
 from collections.abc import Sequence
@@ -147,7 +148,9 @@ def error_text(error: OSError | EOFError) -> str:
     """The system's words for *error*."""
     if isinstance(error, EOFError):
         return "closed the connection without an answer"
-    return (error.strerror or str(error)).lower()
+    # asyncio puts words of its own, with the address in them, in the place of strerror.
+    known = error.errno is not None and error.errno > 0
+    return (os.strerror(error.errno or 0) if known else error.strerror or str(error)).lower()
 
 
 def _question(query: bytes) -> bytes:

@@ -1,0 +1,1 @@
+"""The DNS server beside real clients and a real nameserver."""

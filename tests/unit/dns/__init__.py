@@ -1,0 +1,1 @@
+"""The DNS room, without sockets."""
