@@ -146,12 +146,14 @@ def _transport(error: Exception, access: Access) -> Failure:
 
 
 def _within(error: BaseException | None, kind: type[_Error]) -> _Error | None:
-    """The exception of *kind* that *error* is or was raised from: aiohttp wraps those that say most."""
+    """The innermost exception of *kind* that *error* was raised from, or is: aiohttp's wrappers inherit from what
+    they wrap, but lack its details."""
+    found: _Error | None = None
     while error is not None:
-        if isinstance(error, kind) and (kind is not ssl.SSLCertVerificationError or hasattr(error, "verify_code")):
-            return error
+        if isinstance(error, kind):
+            found = error
         error = getattr(error, "os_error", None) or error.__cause__
-    return None
+    return found
 
 
 def _text(error: BaseException) -> str:

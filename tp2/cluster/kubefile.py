@@ -162,21 +162,29 @@ def _referred(
 
 def _server(cluster: dict[str, object], context: str, source: str) -> str:
     server = str(cluster.get("server", ""))
-    parts = urlsplit(server) if server.isprintable() else urlsplit("")
-    if parts.scheme not in ("https", "http") or not parts.hostname:
+    if not _is_http(server):
         raise ClusterError(
             f"the cluster of context {context!r} has no usable server",
             f"{source} says {server!r}" if server else f"{source} gives no server for it",
             "set its server to the URL of the Kubernetes API: https://HOST:PORT",
         )
     proxy = str(cluster.get("proxy-url", ""))
-    if proxy and urlsplit(proxy).scheme not in ("http", "https"):
+    if proxy and not _is_http(proxy):
         raise ClusterError(
             f"the proxy-url of context {context!r} cannot be used",
             f"{proxy!r} is not an HTTP proxy",
             "use a proxy that speaks HTTP CONNECT (http://HOST:PORT)",
         )
     return server.rstrip("/")
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable()
 
 
 def _usable(user: dict[str, object], context: str, source: str) -> dict[str, object]:

@@ -142,7 +142,7 @@ class Stream:
                         failure = await self._log_in_again(login) or failure
             pause = max(pause, self._backoff.failed(clock()))
             if failure is not None:
-                self._report(failure.error, lost=self._backoff.failures > 1)
+                self._report(failure.error)
             await asyncio.sleep(pause)
 
     async def _attempt(self) -> None:
@@ -236,11 +236,12 @@ class Stream:
             return explain(error, self._session.access, self._resource.plural, self._namespace)
         return None
 
-    def _report(self, error: ClusterError, *, lost: bool) -> None:
-        # Most breaks are over with the first retry: nobody needs to hear of those.
-        if lost and not self.lost:
+    def _report(self, error: ClusterError) -> None:
+        # Most breaks are over with the first retry, which is immediate: nobody needs to hear of those.
+        if self.failure is not None and not self.lost:
             logger.warning("lost sight of %s: %s (trying again)", self._resource.plural, error)
-        self.failure, self.lost = error, lost
+            self.lost = True
+        self.failure = error
 
     def _is_up(self) -> None:
         if self.lost:
