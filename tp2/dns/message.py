@@ -129,7 +129,8 @@ class Query:
     """A request with one question.
 
     ``question`` are the question section's bytes as asked; ``udp_size`` is what the client takes over UDP, in
-    octets; ``edns_version`` is None when it sent no OPT record (RFC 6891).
+    octets; ``edns_version`` is None when it sent no OPT record (RFC 6891); ``options`` says whether that had options
+    in it.
     """
 
     id: int
@@ -141,6 +142,7 @@ class Query:
     udp_size: int = PLAIN_UDP_SIZE
     edns_version: int | None = None
     dnssec_ok: bool = False
+    options: bool = False
 
     @property
     def opcode(self) -> int:
@@ -206,7 +208,7 @@ def parse_query(data: bytes) -> Query:
     klass = data[end + 2] << 8 | data[end + 3]
     end += 4
     question = data[HEADER_SIZE:end]
-    opt: tuple[int, int] | None = None
+    opt: tuple[int, int, int] | None = None
     # Each turn moves on by at least eleven octets, so the length of the message bounds the walk, not its counts.
     for index in range(answers + authorities + additionals):
         start = end
@@ -217,13 +219,13 @@ def parse_query(data: bytes) -> Query:
         if rtype == Type.OPT and index >= answers + authorities:
             if opt is not None or data[start] != 0:
                 raise BadQuery("more than one OPT record, or one with a name", malformed)
-            opt = rclass, ttl
+            opt = rclass, ttl, length
         end += 10 + length
         if end > len(data):
             raise BadQuery("a record ends early", malformed)
     if opt is None:
         return Query(ident, flags, name, kind, klass, question)
-    size, extended = opt
+    size, extended, length = opt
     return Query(
         ident,
         flags,
@@ -235,6 +237,7 @@ def parse_query(data: bytes) -> Query:
         max(size, PLAIN_UDP_SIZE),
         extended >> 16 & 255,
         bool(extended & _DO),
+        length > 0,
     )
 
 

@@ -22,11 +22,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, Protocol
 
 from tp2.cluster.catalog import Catalog
+from tp2.dns.cache import AnswerCache, leases
 from tp2.dns.chain import BadReply, read_chain
 from tp2.dns.message import (
     CLASS_IN,
@@ -124,22 +125,27 @@ class Responder:
         self._capturing = 0
         self._forwarding = 0
         self._reported: set[str] = set()
+        self._cache = AnswerCache(catalog, capture.renew, time.monotonic)
         self.counters = Counters()
 
     def respond(self, data: bytes, *, tcp: bool) -> bytes | Deferred:
         """The reply to *data*, empty if there must be none; or what to call and await for it. Neither raises."""
-        self.counters.queries += 1
+        counters = self.counters
+        counters.queries += 1
         try:
-            query = parse_query(data)
+            if not tcp:
+                reply = self._cache.reply(data)
+                if reply is not None:
+                    counters.cluster_answers += 1
+                    return reply
+            exchange = _Exchange(parse_query(data), data, tcp, time.perf_counter())
+            return self._decide(exchange)
         except BadQuery as bad:
-            self.counters.failures += 1
+            counters.failures += 1
             logger.debug("malformed query: %s", bad)
             return bad.reply
-        exchange = _Exchange(query, data, tcp, time.perf_counter())
-        try:
-            return self._decide(exchange)
         except Exception as error:  # noqa: BLE001 - a query must not end the server
-            return self._unforeseen(exchange, error)
+            return self._unforeseen(data, tcp, error)
 
     def _decide(self, exchange: _Exchange) -> bytes | Deferred:
         query = exchange.query
@@ -153,18 +159,20 @@ class Responder:
             return self._forward(exchange)
         if not self._synced() and is_cluster_name(query.name, self._config):
             return self._fail(exchange, ExtendedError(Ede.NOT_READY, "tp2 has not listed the cluster's services yet"))
-        answer = resolve(query.name, query.type, self._catalog(), self._config)
+        catalog = self._catalog()
+        answer = resolve(query.name, query.type, catalog, self._config)
         if answer is None:
             return self._forward(exchange)
         if query.edns_version:
             return build_reply(query, Rcode.BADVERS, limit=exchange.limit)
         if answer.chase is not None:
             return partial(self._guard, exchange, self._chase, answer, answer.chase)
+        answer = replace(answer, wanted=leases(answer.wanted))
         if not answer.wanted or self._capture.renew(answer.wanted):
-            return self._answer(exchange, answer)
-        return partial(self._guard, exchange, self._capture_first, answer)
+            return self._answer(exchange, answer, catalog)
+        return partial(self._guard, exchange, self._capture_first, answer, catalog)
 
-    def _answer(self, exchange: _Exchange, answer: Answer) -> bytes:
+    def _answer(self, exchange: _Exchange, answer: Answer, catalog: Catalog) -> bytes:
         if answer.rcode == Rcode.SERVFAIL:
             return self._fail(exchange, ExtendedError(Ede.OTHER, answer.reason))
         reply = build_reply(
@@ -177,10 +185,14 @@ class Responder:
             limit=exchange.limit,
         )
         self.counters.cluster_answers += 1
+        # A client that sends options, such as a cookie (RFC 7873), rarely sends the same ones again. And answers from
+        # the cache are not logged.
+        if not exchange.tcp and not exchange.query.options and not logger.isEnabledFor(logging.DEBUG):
+            self._cache.remember(exchange.data, reply, answer.wanted, catalog)
         exchange.log("cluster", answer.reason)
         return reply
 
-    async def _capture_first(self, exchange: _Exchange, answer: Answer) -> bytes:
+    async def _capture_first(self, exchange: _Exchange, answer: Answer, catalog: Catalog) -> bytes:
         if self._capturing >= _MOST_WAITING:
             return self._fail(exchange, ExtendedError(Ede.OTHER, "too many names wait to be captured at once"))
         self._capturing += 1
@@ -191,7 +203,7 @@ class Responder:
             return self._fail(exchange, ExtendedError(Ede.OTHER, str(error)))
         finally:
             self._capturing -= 1
-        return self._answer(exchange, answer)
+        return self._answer(exchange, answer, catalog)
 
     async def _chase(self, exchange: _Exchange, answer: Answer, target: str) -> bytes:
         query = exchange.query
@@ -249,7 +261,7 @@ class Responder:
         try:
             return await step(exchange, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - a query must not end the server
-            return self._unforeseen(exchange, error)
+            return self._unforeseen(exchange.data, exchange.tcp, error)
 
     def _refuse(self, exchange: _Exchange, why: str) -> bytes:
         self.counters.failures += 1
@@ -262,9 +274,11 @@ class Responder:
         exchange.log("failed", error.text)
         return build_reply(exchange.query, Rcode.SERVFAIL, error=error, limit=exchange.limit)
 
-    def _unforeseen(self, exchange: _Exchange, error: Exception) -> bytes:
-        self._report(f"{exchange.query.name} {Type.text(exchange.query.type)}: {type(error).__name__}: {error}")
-        return self._fail(exchange, ExtendedError(Ede.OTHER, f"tp2 failed: {type(error).__name__}"))
+    def _unforeseen(self, data: bytes, tcp: bool, error: Exception) -> bytes:
+        exchange = _Exchange(parse_query(data), data, tcp, time.perf_counter())
+        name = type(error).__name__
+        self._report(f"{exchange.query.name} {Type.text(exchange.query.type)}: {name}: {error}")
+        return self._fail(exchange, ExtendedError(Ede.OTHER, f"tp2 failed: {name}"))
 
     def _report(self, words: str) -> None:
         """Tell the user of a failure once, not once per query."""

@@ -40,6 +40,8 @@ class DnsServer:
     :param capture: makes the destinations of an answer reachable before it leaves.
     :param upstream: takes what is not the cluster's. The server does not close it.
     :param config: the cluster's domain and how the user wants names looked up.
+
+    ``port`` is what it listens on, 0 before :meth:`start`.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class DnsServer:
         self._responder = Responder(catalog=catalog, synced=synced, capture=capture, upstream=upstream, config=config)
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections = 0
+        self.port = 0
         self._closing = False
         self._datagrams: list[_Datagrams] = []
         self._servers: list[asyncio.Server] = []
@@ -79,6 +82,7 @@ class DnsServer:
             self._datagrams.append(protocol)
         for sock in streams:
             self._servers.append(await asyncio.start_server(self._connected, sock=sock))
+        self.port = port
         self.port = port
         return port
 
