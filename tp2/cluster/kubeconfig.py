@@ -10,15 +10,17 @@ kubernetes_asyncio is imported when it is needed and not before: that takes most
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tp2 import __version__
 from tp2.cluster.kubefile import Selection, select
+from tp2.cluster.plugin import credentials
 from tp2.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -127,8 +129,7 @@ def _from_files(paths: list[Path], context: str | None, *, all_must_exist: bool)
 
     async def log_in(configuration: Configuration) -> None:
         # Read again: a login in the meantime has put new credentials there.
-        now = select(paths, chosen.context, all_must_exist=all_must_exist)
-        await _log_in_with(now, configuration)
+        await _log_in_with(select(paths, chosen.context, all_must_exist=all_must_exist), configuration)
 
     return Access(chosen.context, chosen.server, chosen.namespace, log_in)
 
@@ -136,20 +137,17 @@ def _from_files(paths: list[Path], context: str | None, *, all_must_exist: bool)
 async def _log_in_with(chosen: Selection, configuration: Configuration) -> None:
     from kubernetes_asyncio.config import load_kube_config_from_dict
 
-    plugin: Any = chosen.user.get("exec")
-    try:
-        await load_kube_config_from_dict(chosen.as_kubeconfig(), client_configuration=configuration)
-    except Exception as error:
-        if not isinstance(plugin, dict):
-            raise
-        command = plugin.get("command")
-        missing = isinstance(error, FileNotFoundError) and error.filename == command
-        hint = " ".join(str(plugin.get("installHint") or "").split())
-        raise ClusterError(
-            f"the credential plugin of context {chosen.context!r} failed",
-            f"{command}: {'no such program' if missing else ' '.join(str(error).split())}",
-            hint if missing and hint else f"make `kubectl --context {chosen.context} get services` work first",
-        ) from error
+    user = {key: value for key, value in chosen.user.items() if key != "exec"}
+    if isinstance(plugin := chosen.user.get("exec"), dict):
+        given = await credentials(plugin, chosen.context)
+        # The library expects what kubeconfigs have: base64 around PEM. Plugins give PEM.
+        user |= {key: value if key == "token" else _base64(value) for key, value in given.items()}
+    document = replace(chosen, user=user).as_kubeconfig()
+    await load_kube_config_from_dict(document, client_configuration=configuration)
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
 
 
 def _from_service_account() -> Access:

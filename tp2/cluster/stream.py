@@ -124,7 +124,6 @@ class Stream:
         clock = asyncio.get_running_loop().time
         failing_since: float | None = None
         while True:
-            failure: Failure | None = None
             pause = 0.0
             login = self._session.login
             try:
@@ -136,13 +135,12 @@ class Stream:
                     return
                 if not self.listed.is_set() and clock() - failing_since >= failure.patience:
                     raise failure.error from error
+                self._report(failure.error)
                 if isinstance(error, ApiError):
                     pause = error.retry_after
                     if error.status == 401:
-                        failure = await self._log_in_again(login) or failure
+                        await self._log_in_again(login)
             pause = max(pause, self._backoff.failed(clock()))
-            if failure is not None:
-                self._report(failure.error)
             await asyncio.sleep(pause)
 
     async def _attempt(self) -> None:
@@ -229,12 +227,11 @@ class Stream:
         self.failure, self.lost = None, False
         return True
 
-    async def _log_in_again(self, login: int) -> Failure | None:
+    async def _log_in_again(self, login: int) -> None:
         try:
             await self._session.renew(login)
         except ClusterError as error:
-            return explain(error, self._session.access, self._resource.plural, self._namespace)
-        return None
+            self._report(error)
 
     def _report(self, error: ClusterError) -> None:
         # Most breaks are over with the first retry, which is immediate: nobody needs to hear of those.

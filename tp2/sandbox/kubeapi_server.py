@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import ssl
-from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +33,12 @@ class Target(NamedTuple):
     resource: Resource
     namespace: str | None
     name: str
+
+
+class _Refusal(NamedTuple):
+    status: int
+    retry_after: float | None
+    plural: str
 
 
 def target_of(path: str) -> Target:
@@ -84,7 +89,7 @@ class KubeApi:
         self._certificate = certificate or issue(authority, "kube-apiserver", hosts=[host])
         self._runner: web.AppRunner | None = None
         self._watches: set[Watch] = set()
-        self._refusals: deque[tuple[int, float | None]] = deque()
+        self._refusals: list[_Refusal] = []
         self._forbidden: dict[str, frozenset[str]] = {}
         self._silent = False
         self._watching = asyncio.Condition()
@@ -93,6 +98,12 @@ class KubeApi:
     def url(self) -> str:
         """The API's URL."""
         return f"https://[{self.host}]:{self.port}" if ":" in self.host else f"https://{self.host}:{self.port}"
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        server = self._runner.server if self._runner is not None else None
+        return len(server.connections) if server is not None else 0
 
     def kubeconfig(self, namespace: str = "default") -> Object:
         """A kubeconfig for this server, with its CA and token in it. Its context is called ``sandbox``."""
@@ -156,13 +167,20 @@ class KubeApi:
         for watch in self._watches:
             watch.tell(data, "")
 
-    def refuse(self, status: int, times: int = 1, retry_after: float | None = None) -> None:
-        """Answer the next *times* requests with *status*, and with Retry-After if it is given, in seconds."""
-        self._refusals.extend([(status, retry_after)] * times)
+    def refuse(self, status: int, times: int = 1, *, retry_after: float | None = None, plural: str = "") -> None:
+        """Answer the next *times* requests (for a resource, by its plural) with *status*.
+
+        :param retry_after: seconds for the Retry-After header, None for no such header.
+        """
+        self._refusals.extend([_Refusal(status, retry_after, plural)] * times)
 
     def forbid(self, plural: str, *, except_in: tuple[str, ...] = ()) -> None:
         """Forbid a resource (its plural), as RBAC does, everywhere or except in some namespaces."""
         self._forbidden[plural] = frozenset(except_in)
+
+    def allow(self, plural: str) -> None:
+        """Take a :meth:`forbid` back."""
+        self._forbidden.pop(plural, None)
 
     def fall_silent(self, silent: bool = True) -> None:
         """Accept connections and requests but answer none that comes from now on, or answer again."""
@@ -189,11 +207,12 @@ class KubeApi:
         self.requests.append(f"{request.method} {request.path_qs}")
         if self._silent:
             await asyncio.Event().wait()
-        if self._refusals:
-            status, retry_after = self._refusals.popleft()
-            headers = {} if retry_after is None else {"Retry-After": f"{retry_after:g}"}
-            error = StatusError(status, "", "the sandbox was told to refuse this request")
-            return web.json_response(error.status, status=status, headers=headers)
+        for refusal in self._refusals:
+            if refusal.plural in request.path.split("/") or not refusal.plural:
+                self._refusals.remove(refusal)
+                error = StatusError(refusal.status, "", "the sandbox was told to refuse this request")
+                headers = {} if refusal.retry_after is None else {"Retry-After": f"{refusal.retry_after:g}"}
+                return web.json_response(error.status, status=refusal.status, headers=headers)
         certificate = request.transport.get_extra_info("peercert") if request.transport else None
         if not certificate and request.headers.get("Authorization") != f"Bearer {self.token}":
             raise StatusError(401, "Unauthorized", "Unauthorized")

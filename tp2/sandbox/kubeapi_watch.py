@@ -65,16 +65,17 @@ class Watch:
         bookmark = self._next_bookmark(clock(), end)
         while True:
             self._awake.clear()
+            if self._told:
+                told, self._told = self._told, b""
+                await response.write(told)
+            if self._end or clock() >= end:
+                # What happened at the same moment is for the next watch.
+                return self._end == "cut"
             try:
                 await self._catch_up(response)
             except StatusError as expired:
                 await _send(response, "ERROR", expired.status)
                 return False
-            if self._told:
-                told, self._told = self._told, b""
-                await response.write(told)
-            if self._end or clock() >= end:
-                return self._end == "cut"
             if clock() >= bookmark:
                 await self._bookmark(response, initial=False)
                 bookmark = self._next_bookmark(clock(), end)
