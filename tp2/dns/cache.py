@@ -15,7 +15,7 @@ from tp2.cluster.catalog import Catalog
 from tp2.types import Wanted
 
 # Seconds. The rarer leases are renewed, the cheaper is a hot name; but by as much a mapping outlives its last answer.
-RENEW_EVERY = 1.0
+RENEW_EVERY = 5.0
 # A flood of different questions costs this much memory and no more: octets of requests and replies, and what an entry
 # costs besides.
 MOST_OCTETS = 32 << 20

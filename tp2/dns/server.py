@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from tp2.cluster.catalog import Catalog
+from tp2.dns.datagrams import Datagrams, serve_datagrams
 from tp2.dns.responder import Capture, Counters, Deferred, Responder
 from tp2.dns.upstream import Upstream
 from tp2.dns.zone import ZoneConfig
@@ -58,7 +59,7 @@ class DnsServer:
         self._connections = 0
         self.port = 0
         self._closing = False
-        self._datagrams: list[_Datagrams] = []
+        self._datagrams: list[Datagrams] = []
         self._servers: list[asyncio.Server] = []
         #: The port that is listened on; 0 before :meth:`start`.
         self.port = 0
@@ -76,10 +77,8 @@ class DnsServer:
         :raises AddressInUse: the port is taken, or an address is not this machine's.
         """
         port, datagrams, streams = _bind(addresses, port)
-        loop = asyncio.get_running_loop()
         for sock in datagrams:
-            _, protocol = await loop.create_datagram_endpoint(lambda: _Datagrams(self), sock=sock)
-            self._datagrams.append(protocol)
+            self._datagrams.append(await serve_datagrams(sock, self._responder.respond, self.spawn))
         for sock in streams:
             self._servers.append(await asyncio.start_server(self._connected, sock=sock))
         self.port = port
@@ -91,8 +90,8 @@ class DnsServer:
         self._closing = True
         for server in self._servers:
             server.close()
-        for socket_ in self._datagrams:
-            socket_.transport.abort()
+        for datagrams in self._datagrams:
+            await datagrams.close()
         while self._tasks:
             tasks = list(self._tasks)
             for task in tasks:
@@ -100,8 +99,6 @@ class DnsServer:
             await asyncio.gather(*tasks, return_exceptions=True)
         for server in self._servers:
             await server.wait_closed()
-        for socket_ in self._datagrams:
-            await socket_.closed.wait()
         self._servers.clear()
         self._datagrams.clear()
 
@@ -132,36 +129,6 @@ class DnsServer:
             writer.transport.abort()
             with suppress(OSError):
                 await writer.wait_closed()
-
-
-class _Datagrams(asyncio.DatagramProtocol):
-    """One UDP socket."""
-
-    def __init__(self, server: DnsServer) -> None:
-        self._server = server
-        self.transport: asyncio.DatagramTransport
-        self.closed = asyncio.Event()
-
-    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
-        self.transport = transport
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.closed.set()
-
-    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
-        reply = self._server.respond(data, tcp=False)
-        if not isinstance(reply, bytes):
-            self._server.spawn(self._reply_later(reply, addr))
-        elif reply:
-            self.transport.sendto(reply, addr)
-
-    async def _reply_later(self, waiting: Deferred, addr: tuple[Any, ...]) -> None:
-        reply = await waiting()
-        if reply and not self.transport.is_closing():
-            self.transport.sendto(reply, addr)
-
-    def error_received(self, exc: Exception) -> None:
-        logger.debug("UDP: %s", exc)  # A client that did not wait for its answer.
 
 
 class _Connection:

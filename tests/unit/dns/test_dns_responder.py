@@ -27,8 +27,8 @@ CATALOG = Catalog(
     namespaces=frozenset({"shop"}),
     services_by_address={"10.96.0.10": SERVICES[0]},
 )
-# A second longer than the answer's TTL: so long may the answer be repeated from the cache without asking for the lease.
-WEB = (Wanted("web.shop", Destination("10.96.0.10", 80), 6),)
+# Longer than the answer's TTL: so long may the answer be repeated from the cache without renewing the lease.
+WEB = (Wanted("web.shop", Destination("10.96.0.10", 80), 10),)
 
 
 class FakeCapture:
