@@ -23,7 +23,7 @@ from tp2.runtime import RuntimeDirectory, default_directory
 from tp2.settings import Mode, Settings
 
 
-class Parsed(click.ParamType):
+class Parsed(click.ParamType[Any]):
     """An option whose form one function of :mod:`tp2.settings` knows."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
@@ -163,6 +163,15 @@ def status(as_json: bool) -> None:
 def down() -> None:
     """Stop the running tp2, and return when everything of it is gone."""
     client.stop(_runtime())
+
+
+@cli.command()
+@click.option("--shell", is_flag=True, help="Leave me in a shell on the laptop side, with tp2 up.")
+def demo(shell: bool) -> None:
+    """Show the main job on a cluster in a box: network namespaces, gone at the end; no cluster is needed."""
+    from tp2.sandbox import demo as demonstration
+
+    raise SystemExit(demonstration.run(shell=shell))
 
 
 def main() -> NoReturn:

@@ -12,9 +12,11 @@ import logging
 import os
 import resource
 import signal
+import socket
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 from tp2.cluster import kubeconfig
 from tp2.cluster.watch import Cluster
@@ -48,13 +50,16 @@ Report = Callable[[str, str], None]
 
 
 class Daemon:
-    """One running tp2."""
+    """One running tp2; the parameters are those of :func:`main`."""
 
-    def __init__(self, settings: Settings, resolvers: Resolvers, runtime: RuntimeDirectory, report: Report) -> None:
+    def __init__(
+        self, settings: Settings, resolvers: Resolvers, runtime: RuntimeDirectory, report: Report, began: float
+    ) -> None:
         self._settings = settings
         self._resolvers = resolvers
         self._runtime = runtime
         self._report = report
+        self._began = began
         self._ready = False
         self._stopping = False
         self._task: asyncio.Task[object] | None = None
@@ -64,20 +69,20 @@ class Daemon:
 
         :raises Tp2Error: a part could not come up, or the helper was lost. Everything is undone by then.
         """
-        began = time.monotonic()
         loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(name, self.stop)
+            loop.add_signal_handler(name, self._interrupted)
+        loop.set_exception_handler(self._stray)
         try:
             async with contextlib.AsyncExitStack() as stack:
                 forwarder = HelperForwarder(helper)
                 stack.push_async_callback(forwarder.close)
                 self._report("helper", f"{forwarder.kind} rules, held by process {forwarder.pid}")
-                parts = self._build(forwarder)
+                parts = await self._build(forwarder)
                 await self._come_up(parts, stack)
                 self._ready = True
-                self._report("ready", f"in {time.monotonic() - began:.2f} s")
+                self._report("ready", f"in {time.monotonic() - self._began:.2f} s")
                 await loop.create_future()
         except asyncio.CancelledError:
             if not self._stopping:
@@ -87,36 +92,51 @@ class Daemon:
         return ExitCode.OK if self._ready else ExitCode.INTERRUPTED
 
     def stop(self) -> None:
-        """Begin to stop. Told twice, the process ends at once: the kernel and the helper undo the rules all the same."""
+        """Begin to stop; :meth:`run` returns when everything is undone."""
+        if not self._stopping:
+            self._stopping = True
+            assert self._task is not None
+            self._task.cancel()
+
+    def _interrupted(self) -> None:
+        # Whoever insists need not wait: the helper, or else the kernel, undoes the rules all the same.
         if self._stopping:
             os._exit(ExitCode.INTERRUPTED)
-        self._stopping = True
-        assert self._task is not None
-        self._task.cancel()
+        self.stop()
 
-    def _build(self, forwarder: HelperForwarder) -> Parts:
+    def _stray(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        # Nobody waited for this: a handshake that was broken off with the connection, or else a mistake of ours.
+        error = context.get("exception")
+        level = logging.WARNING if self._ready and not self._stopping else logging.DEBUG
+        logger.log(level, "%s: %s", context.get("message"), error)
+        logger.debug("the same in full", exc_info=error)
+
+    async def _build(self, forwarder: HelperForwarder) -> Parts:
         """Build the parts and tie them together; nothing is started yet."""
         settings = self._settings
         assert settings.remote is not None
         access = kubeconfig.load(settings.kubeconfig, settings.context)
+        api = await _addresses(access.server)
         cluster = Cluster(access, namespaces=settings.namespaces)
         tunnel = Tunnel(Endpoint(*settings.remote), identity=settings.identity, host_key=settings.host_key)
         connector = Connector(tunnel)
         capacity = (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS) // 2
         table = Table(settings.ports, capacity=capacity, idle_timeout=settings.idle_timeout)
-        # What leads to the cluster must not be led through the cluster.
-        mapper = Mapper(
-            table, forwarder, connector, spare=lambda d: d in tunnel.peer_addresses | cluster.peer_addresses
-        )
+
+        def is_own(destination: Destination) -> bool:
+            # What leads to the cluster must not be led through the cluster.
+            return destination in tunnel.peer_addresses or destination in api
+
+        mapper = Mapper(table, forwarder, connector, spare=is_own)
         upstream = Upstream(self._resolvers.fallback, exempt=forwarder.exempt)
         dns = DnsServer(
             catalog=lambda: cluster.catalog,
-            synced=lambda: cluster.synced,
+            synced=lambda: cluster.catalog.generation > 0,
             capture=mapper,
             upstream=upstream,
             config=ZoneConfig(namespace=settings.namespaces[0] if settings.namespaces else access.namespace),
         )
-        socks = SocksServer(tunnel, *settings.socks)
+        socks = SocksServer(connector, *settings.socks)
         return Parts(settings, self._resolvers, forwarder, cluster, tunnel, connector, socks, mapper, upstream, dns)
 
     async def _come_up(self, parts: Parts, stack: contextlib.AsyncExitStack) -> None:
@@ -133,8 +153,11 @@ class Daemon:
         async with asyncio.TaskGroup() as starting:
             starting.create_task(self._stage("cluster", parts.cluster.start(START_TIMEOUT), parts.describe_cluster))
             starting.create_task(self._stage("tunnel", parts.tunnel.start(START_TIMEOUT), parts.describe_tunnel))
-        stack.push_async_callback(parts.upstream.close)
-        await _start(stack, parts.dns)
+        stack.callback(parts.upstream.close)
+        # A redirected packet arrives at the loopback address of its own family.
+        loopback = {"::1" if ":" in address else "127.0.0.1" for address in self._resolvers.captured}
+        await parts.dns.start(sorted(loopback | {"127.0.0.1"}))
+        stack.push_async_callback(parts.dns.close)
         self._report("dns", parts.describe_dns())
         # Pushed again, so that on the way out the rules go before anything that they lead to.
         stack.push_async_callback(parts.forwarder.close)
@@ -147,9 +170,16 @@ class Daemon:
 
 
 def main(
-    settings: Settings, resolvers: Resolvers, runtime: RuntimeDirectory, helper: Helper, report: Report
+    settings: Settings,
+    resolvers: Resolvers,
+    runtime: RuntimeDirectory,
+    helper: Helper,
+    report: Report,
+    began: float,
 ) -> ExitCode:
     """Run a daemon in this process until it is told to stop; return the exit code.
+
+    :param began: when the user asked for it, on the monotonic clock: what ``ready`` counts from.
 
     :raises Tp2Error: it could not come up, or not go on. Everything is undone by then.
     """
@@ -157,7 +187,7 @@ def main(
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(Daemon(settings, resolvers, runtime, report).run(helper))
+        return runner.run(Daemon(settings, resolvers, runtime, report, began).run(helper))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -168,9 +198,19 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-async def _start(stack: contextlib.AsyncExitStack, part: ControlServer | SocksServer | DnsServer) -> None:
+async def _start(stack: contextlib.AsyncExitStack, part: ControlServer | SocksServer) -> None:
     await part.start()
     stack.push_async_callback(part.close)
+
+
+async def _addresses(url: str) -> set[tuple[str, int]]:
+    """Return the addresses and port of the server of *url*; none if its name does not resolve (others will say so)."""
+    parts = urlsplit(url)
+    port = parts.port or 443
+    with contextlib.suppress(OSError):
+        found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+        return {(str(sockaddr[0]), port) for *_, sockaddr in found}
+    return set()
 
 
 async def _helper_lost(forwarder: HelperForwarder) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -63,7 +63,7 @@ class Parts:
                 "listen": self._dns_address(),
                 "captured": list(self.resolvers.captured),
                 "upstream": [str(address) for address in self.resolvers.fallback],
-                **self.dns.counters.as_dict(),
+                **asdict(self.dns.counters),
             },
             "socks": {"listen": str(self.settings.socks)},
             "mappings": {"live": len(self.mapper.table), "capacity": self.mapper.table.capacity},

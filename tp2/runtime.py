@@ -12,7 +12,7 @@ import fcntl
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -116,14 +116,17 @@ class RuntimeDirectory:
         self.write_pid()
         self.socket.unlink(missing_ok=True)
 
-    def wait_free(self) -> None:
-        """Block until nobody holds the directory."""
+    @contextlib.contextmanager
+    def watch_holder(self) -> Iterator[Callable[[], None]]:
+        """Give a function that blocks until the process that holds the directory now has ended."""
         try:
             descriptor = os.open(self._lock, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
+            yield lambda: None
             return
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            # Open from before it is told to stop: it removes the file, but the lock on it lasts as long as the process.
+            yield lambda: fcntl.flock(descriptor, fcntl.LOCK_SH)
         finally:
             os.close(descriptor)
 
@@ -134,7 +137,10 @@ class RuntimeDirectory:
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def release(self, *, keep_log: bool = False) -> None:
-        """Remove what is ours, and let the lock go last. The log of a tp2 that failed is kept for its user."""
+        """Remove what is ours; the log of a tp2 that failed is kept for its user.
+
+        The lock itself is let go by the end of the process, which is what :meth:`watch_holder` waits for.
+        """
         if self._descriptor is None:
             return
         for path in (self.socket, self._lock) if keep_log else (self.socket, self.log, self._lock):
@@ -143,7 +149,6 @@ class RuntimeDirectory:
         # Not ours to remove if the user keeps other things in it.
         with contextlib.suppress(OSError):
             self.path.rmdir()
-        os.close(self._descriptor)
         self._descriptor = None
 
     def __enter__(self) -> RuntimeDirectory:

@@ -2,42 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+
+class Column(NamedTuple):
+    """A column of ``tp2 mappings``, shown on terminals of at least ``from_width`` characters."""
+
+    heading: str
+    text: Callable[[dict[str, Any]], str]
+    justify: Literal["left", "right"] = "left"
+    from_width: int = 0
+
+
+_COLUMNS = [
+    Column("name", lambda row: str(row["name"])),
+    Column("address", lambda row: _pair(row["address"], row["port"])),
+    Column("local", lambda row: _pair(row["local_address"], row["local_port"])),
+    Column("state", lambda row: _styled(row["state"])),
+    Column("open", lambda row: str(row["connections"]), "right"),
+    Column("total", lambda row: str(row["total_connections"]), "right"),
+    Column("sent", lambda row: _bytes(row["bytes_sent"]), "right", 100),
+    Column("received", lambda row: _bytes(row["bytes_received"]), "right", 100),
+    Column("last used", lambda row: _ago(row["last_used"]), "right", 120),
+    Column("expires in", lambda row: "-" if row["expires_in"] is None else _duration(row["expires_in"]), "right", 120),
+]
 
 _STATE_STYLES = {"active": "green", "ready": "green", "draining": "yellow", "starting": "yellow", "degraded": "red"}
 
 
 def mappings(answer: dict[str, Any]) -> None:
     """Print the table of ``tp2 mappings``."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("name", "address", "local", "state"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("open", "total", "sent", "received", "last used", "expires in"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    console = _console()
     rows = sorted(answer["mappings"], key=lambda row: (row["name"], row["address"], row["port"]))
-    for row in rows:
-        table.add_row(
-            row["name"],
-            _pair(row["address"], row["port"]),
-            _pair(row["local_address"], row["local_port"]),
-            _styled(row["state"]),
-            str(row["connections"]),
-            str(row["total_connections"]),
-            _bytes(row["bytes_sent"]),
-            _bytes(row["bytes_received"]),
-            _ago(row["last_used"]),
-            "-" if row["expires_in"] is None else _duration(row["expires_in"]),
-        )
-    console = Console()
-    if rows:
-        console.print(table)
-    else:
+    if not rows:
         console.print("No mappings yet: look a service up by name, and its ports appear here.")
+        return
+    # A narrow terminal shows what tells mappings apart, whole, rather than all of it in pieces.
+    columns = [column for column in _COLUMNS if column.from_width <= console.width]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column.heading, justify=column.justify, no_wrap=True)
+    for row in rows:
+        table.add_row(*(column.text(row) for column in columns))
+    console.print(table)
 
 
 def status(answer: dict[str, Any]) -> None:
@@ -62,7 +75,7 @@ def status(answer: dict[str, Any]) -> None:
     table.add_row("", f"{dns['queries']} queries: {counts}")
     table.add_row("socks", answer["socks"]["listen"])
     table.add_row("mappings", f"{answer['mappings']['live']} of at most {answer['mappings']['capacity']}")
-    Console().print(table)
+    _console().print(table)
 
 
 def _styled(state: str) -> str:
@@ -91,3 +104,9 @@ def _duration(seconds: float) -> str:
 def _ago(time: str, suffix: str = " ago") -> str:
     passed = datetime.now(UTC) - datetime.fromisoformat(time)
     return _duration(max(0.0, passed.total_seconds())) + suffix
+
+
+def _console() -> Console:
+    """Return the console; where there is no terminal to fit, lines are as long as they need to be."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)

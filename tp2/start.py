@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 
 import click
@@ -26,10 +27,13 @@ def up(settings: Settings, runtime: RuntimeDirectory, *, detach: bool) -> int:
 
     :raises Tp2Error: it could not come up, or could not go on.
     """
+    began = time.monotonic()
     _refuse_what_cannot_be(settings)
     runtime.check_free()
     with StartingHelper() as starting:
-        # This takes a second, in which the helper starts.
+        # This takes a second, in which the helper starts. The Kubernetes client takes most of it.
+        import kubernetes_asyncio.client  # noqa: F401
+
         from tp2 import daemon, resolvers
 
         found = resolvers.discover(settings)
@@ -38,7 +42,7 @@ def up(settings: Settings, runtime: RuntimeDirectory, *, detach: bool) -> int:
         with runtime:
             report = _detach(runtime) if detach else _report
             _log_to_stderr(verbose=settings.verbose)
-            return daemon.main(settings, found, runtime, helper, report)
+            return daemon.main(settings, found, runtime, helper, report, began)
 
 
 def _refuse_what_cannot_be(settings: Settings) -> None:

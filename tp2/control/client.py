@@ -63,10 +63,11 @@ def stop(runtime: RuntimeDirectory, timeout: float = 30.0) -> None:
     :raises NotRunning: there is none.
     :raises Tp2Error: it is still there after *timeout* seconds.
     """
-    ask(runtime, "down")
     try:
-        with _alarm(timeout):
-            runtime.wait_free()
+        with runtime.watch_holder() as wait:
+            ask(runtime, "down")
+            with _alarm(timeout):
+                wait()
     except TimeoutError as error:
         raise Tp2Error(
             "tp2 is still stopping",

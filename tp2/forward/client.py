@@ -88,6 +88,7 @@ class HelperForwarder:
         self.pid = helper.pid
         #: Set when the helper ended without being asked to: nothing is captured any more.
         self.lost = asyncio.Event()
+        self._ended = asyncio.Event()
         self._helper = helper
         self._channel = helper.channel
         self._channel.setblocking(False)
@@ -115,17 +116,17 @@ class HelperForwarder:
         if self._closed:
             return
         self._closed = True
-        if not self.lost.is_set():
+        if not self._ended.is_set():
             self._channel.shutdown(socket.SHUT_WR)
             # The helper removes its rules and ends; the kernel then closes its end of the pair. That is the event.
-            await self.lost.wait()
+            await self._ended.wait()
         self._channel.close()
         # Reaped where it is ours; after a detach it is not, and there is nothing to wait for.
         await asyncio.to_thread(self._helper.process.wait)
 
     async def _ask(self, request: protocol.Request, sock: socket.socket | None = None) -> None:
         async with self._lock:
-            if self._closed or self.lost.is_set():
+            if self._closed or self._ended.is_set():
                 raise _gone()
             exchange = asyncio.ensure_future(self._exchange(protocol.encode_request(request), sock))
             # A cancelled caller must not leave a reply behind for the next one to take as its own.
@@ -165,7 +166,9 @@ class HelperForwarder:
             data = b""
         if not data:
             self._loop.remove_reader(self._channel)
-            self.lost.set()
+            self._ended.set()
+            if not self._closed:
+                self.lost.set()
             self._replies.put_nowait(b"")
             return
         self._buffer += data

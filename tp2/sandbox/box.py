@@ -29,7 +29,7 @@ import yaml
 
 from tp2.errors import Tp2Error
 from tp2.sandbox.contents import OBJECTS, PROGRAMS
-from tp2.sandbox.namespaces import Host
+from tp2.sandbox.namespaces import SEARCH_PATH, Host
 from tp2.sandbox.objects import Object
 
 NAMESERVER: Final = "192.0.2.53"
@@ -82,13 +82,13 @@ class Sandbox:
                 self.laptop = stack.enter_context(Host("laptop"))
                 self.internet = stack.enter_context(Host("internet", self.laptop))
                 self.cluster = stack.enter_context(Host("cluster", self.laptop))
+                self._connect()
             except (RuntimeError, subprocess.CalledProcessError) as error:
                 raise Tp2Error(
                     "cannot build the sandbox",
                     f"this machine refuses network namespaces ({error})",
                     "run it as root, or allow user namespaces (sysctl kernel.unprivileged_userns_clone=1)",
                 ) from error
-            self._connect()
             self._make_keys()
             self._start_internet()
             self.start_api(OBJECTS)
@@ -125,7 +125,12 @@ class Sandbox:
         """The environment of a person at the laptop: nothing of the caller's tp2, sudo or agent."""
         unwanted = ("TP2_", "SUDO_", "SSH_", "KUBECONFIG", "XDG_RUNTIME_DIR")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
-        return {**kept, "TP2_RUNTIME_DIR": str(self.directory / "run"), "HOME": str(self.directory)}
+        return {
+            **kept,
+            "PATH": SEARCH_PATH,
+            "TP2_RUNTIME_DIR": str(self.directory / "run"),
+            "HOME": str(self.directory),
+        }
 
     def up_command(self, *options: str) -> list[str]:
         """Return the command that brings tp2 up here, with more *options*."""
@@ -175,7 +180,7 @@ class Sandbox:
         """Start the SSH endpoint and return when it listens."""
         config = self.directory / "sshd_config"
         config.write_text(_SSHD_CONFIG.format(node=NODE, port=SSH_PORT, directory=self.directory))
-        command = [shutil.which("sshd", path=_PATH) or "sshd", "-D", "-e", "-f", str(config)]
+        command = [shutil.which("sshd", path=SEARCH_PATH) or "sshd", "-D", "-e", "-f", str(config)]
         uid, gid = os.getuid(), os.getgid()
         if uid != 0:
             # As root of a namespace sshd would want to become other users, whom the namespace does not have.
@@ -220,7 +225,7 @@ class Sandbox:
 
     def _start_internet(self) -> None:
         self.internet.start(
-            *("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file", "--user=root"),
+            *("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file", "--user=", "--group="),
             *("--no-resolv", "--no-hosts", "--bind-interfaces", f"--listen-address={NAMESERVER}"),
             # The rest of the world does not exist: NXDOMAIN.
             *(f"--address=/{SITE}/{SITE_ADDRESS}", "--local=/#/"),
@@ -243,10 +248,6 @@ class Sandbox:
         return process
 
 
-#: Where daemons are: an ordinary user's PATH often leaves them out.
-_PATH: Final = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
-
-
 def tp2_command(*arguments: str) -> list[str]:
     """Return the command line of this very tp2."""
     return [sys.executable, "-m", "tp2", *arguments]
@@ -260,7 +261,7 @@ def _collection(item: Object) -> str:
 
 
 def _check_tools() -> None:
-    missing = [package for tool, package in TOOLS.items() if shutil.which(tool, path=_PATH) is None]
+    missing = [package for tool, package in TOOLS.items() if shutil.which(tool, path=SEARCH_PATH) is None]
     if sys.platform != "linux":
         raise Tp2Error("cannot build the sandbox", "it is made of Linux namespaces", "run it on Linux")
     if missing:

@@ -20,6 +20,10 @@ from typing import Any, Final
 PATIENCE: Final = 20.0
 
 
+#: Where tools are: an ordinary user's PATH often leaves out those of an administrator.
+SEARCH_PATH: Final = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+
+
 class Host:
     """One namespace host.
 
@@ -74,7 +78,7 @@ class Host:
         """
         command = [*self.command(), *map(str, arguments)]
         done = subprocess.run(
-            command, input=stdin, stdout=subprocess.PIPE, text=True, timeout=timeout, check=check, env=env
+            command, input=stdin, stdout=subprocess.PIPE, text=True, timeout=timeout, check=check, env=_with_path(env)
         )
         return done.stdout
 
@@ -84,7 +88,7 @@ class Host:
         """Start a command in this host; it ends with the host, or with this program."""
         # nsenter replaces itself, so the process that is returned is the command.
         command = ["setpriv", "--pdeathsig", "KILL", "--", *self.command(), *map(str, arguments)]
-        process = subprocess.Popen(command, env=env, **options)
+        process = subprocess.Popen(command, env=_with_path(env), **options)
         self._processes.append(process)
         return process
 
@@ -184,3 +188,7 @@ def _parent(pid: int) -> int | None:
         # The command, field 2, may hold spaces and parentheses: fields are counted from its last one.
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     return None
+
+
+def _with_path(env: Mapping[str, str] | None) -> dict[str, str]:
+    return {**(os.environ if env is None else env), "PATH": SEARCH_PATH}
