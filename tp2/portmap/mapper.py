@@ -87,7 +87,7 @@ class Mapper:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._commit_batches())
-                group.create_task(self._collect())
+                group.create_task(self._collect_when_due())
         finally:
             if self._batch is not None:
                 self._batch.done.cancel()
@@ -219,16 +219,20 @@ class Mapper:
                 self._close_if_drained(mapping)
         batch.done.set_result(None)
 
-    async def _collect(self) -> None:
+    async def collect(self) -> None:
+        """Give up what has been unused for long enough; returns when its rules are gone, or were refused to go."""
+        if expired := self.table.expired(self._clock()):
+            with contextlib.suppress(Tp2Error):  # logged already; they are tried again with the next round
+                await self._give_up(expired)
+
+    async def _collect_when_due(self) -> None:
         while True:
             at = self.table.next_expiry()
             longest = self.table.idle_timeout
             delay = longest if at is None else min(longest, at - self._clock())
             # At least a moment: expiries that lie close together are collected, and committed, together.
             await asyncio.sleep(max(0.05, delay))
-            if expired := self.table.expired(self._clock()):
-                with contextlib.suppress(Tp2Error):  # already logged; they are tried again with the next round
-                    await self._give_up(expired)
+            await self.collect()
 
     async def _give_up(self, mappings: Iterable[Mapping]) -> None:
         """Take the rules of *mappings* away, and let go of those that are not asked for again meanwhile."""

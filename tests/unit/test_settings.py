@@ -1,0 +1,129 @@
+"""What the user writes is understood, or refused with a word on how to write it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tp2 import settings
+from tp2.errors import UsageError
+from tp2.settings import Remote, SocketAddress
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGhvc3Qga2V5IG9mIGEgdGVzdCwgb25seSB3b3Jkcw=="
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90.0),
+        ("90s", 90.0),
+        ("10m", 600.0),
+        ("1h30m", 5400.0),
+        ("250ms", 0.25),
+        ("1d", 86400.0),
+        ("1.5h", 5400.0),
+    ],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert settings.parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "remote"),
+    [
+        ("bastion", Remote("bastion", 22, None)),
+        ("me@bastion.example:2222", Remote("bastion.example", 2222, "me")),
+        ("192.0.2.1:22", Remote("192.0.2.1", 22, None)),
+        ("fd00::1", Remote("fd00::1", 22, None)),
+        ("me@[fd00::1]:2222", Remote("fd00::1", 2222, "me")),
+    ],
+)
+def test_ssh_endpoints(text: str, remote: Remote) -> None:
+    assert settings.parse_remote(text) == remote
+    assert settings.parse_remote(str(remote)) == remote
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:1080", SocketAddress("127.0.0.1", 1080)),
+        ("[::1]:1080", SocketAddress("::1", 1080)),
+        ("192.0.2.53", SocketAddress("192.0.2.53", 53)),
+        ("[fd00::53]", SocketAddress("fd00::53", 53)),
+        ("FD00::0:53", SocketAddress("fd00::53", 53)),
+    ],
+)
+def test_addresses_with_a_port_that_may_be_left_out(text: str, address: SocketAddress) -> None:
+    assert settings.parse_socket_address(text, 53) == address
+    assert settings.parse_socket_address(str(address)) == address
+
+
+def test_port_ranges() -> None:
+    assert settings.parse_ports("20000-20002") == range(20000, 20003)
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        (settings.parse_duration, "0"),
+        (settings.parse_duration, "10 m"),
+        (settings.parse_duration, "-1s"),
+        (settings.parse_address, "1"),
+        (settings.parse_address, "localhost"),
+        (settings.parse_socket_address, "127.0.0.1"),
+        (settings.parse_socket_address, "127.0.0.1:0"),
+        (settings.parse_socket_address, "127.0.0.1:99999"),
+        (settings.parse_socket_address, "127.0.0.1:"),
+        (settings.parse_remote, ""),
+        (settings.parse_remote, "a b"),
+        (settings.parse_remote, "host:port"),
+        (settings.parse_ports, "20000"),
+        (settings.parse_ports, "30000-20000"),
+        (settings.parse_ports, "80-90"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(parse: Callable[[str], object], text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(text)
+    assert caught.value.remedy
+
+
+PARSERS = [
+    settings.parse_duration,
+    settings.parse_address,
+    settings.parse_socket_address,
+    settings.parse_remote,
+    settings.parse_ports,
+    settings.read_host_key,
+]
+
+
+@given(st.sampled_from(PARSERS), st.text(max_size=20) | st.from_regex(r"[0-9a-f:.\-\[\]@]{0,20}", fullmatch=True))
+def test_no_text_breaks_a_parser(parse: Callable[[str], object], text: str) -> None:
+    with contextlib.suppress(UsageError):
+        parse(text)
+
+
+def test_a_host_key_is_a_file_or_the_key_itself(tmp_path: Path) -> None:
+    file = tmp_path / "key.pub"
+    file.write_text(f"# the endpoint\n{KEY} root@endpoint\n")
+    assert settings.read_host_key(str(file)) == KEY
+    assert settings.read_host_key(f"{KEY} comment") == KEY
+
+
+def test_a_line_of_ssh_keyscan_is_a_host_key_too(tmp_path: Path) -> None:
+    file = tmp_path / "scan"
+    file.write_text(f"# bastion:22 SSH-2.0-OpenSSH_9.2\nbastion {KEY}\n")
+    assert settings.read_host_key(str(file)) == KEY
+
+
+def test_a_private_key_is_no_host_key(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n")
+    with pytest.raises(UsageError, match="no public key"):
+        settings.read_host_key(str(file))
