@@ -89,7 +89,7 @@ class Stream:
 
     :param changed: called after something may have changed in the builder.
 
-    ``listed`` is set by the first complete list (for an optional resource, also by the first failure);
+    ``listed`` is set by the first complete list, or when an optional resource turns out not to be available;
     ``failure`` is why the last attempt failed, None once the server answers again; ``lost`` says that the failure
     outlived the first retry, which is immediate.
     """
@@ -131,10 +131,15 @@ class Stream:
             except Exception as error:
                 failure = self._failed(error)
                 failing_since = clock() if failing_since is None else failing_since
-                if self._may_go_without(error):
+                if self._resource.optional and isinstance(error, ApiError) and error.status == 403:
+                    logger.debug("going on without %s: %s", self._resource.plural, error.message)
+                    self.failure, self.lost = None, False
+                    self.listed.set()
                     return
                 if not self.listed.is_set() and clock() - failing_since >= failure.patience:
-                    raise failure.error from error
+                    if not self._resource.optional:
+                        raise failure.error from error
+                    self.listed.set()
                 self._report(failure.error)
                 if isinstance(error, ApiError):
                     pause = error.retry_after
@@ -216,16 +221,6 @@ class Stream:
         failure = explain(error, self._session.access, self._resource.plural, self._namespace)
         logger.debug("%s: %s", self._resource.plural, failure.error)
         return failure
-
-    def _may_go_without(self, error: Exception) -> bool:
-        if not self._resource.optional:
-            return False
-        self.listed.set()
-        if not isinstance(error, ApiError) or error.status != 403:
-            return False
-        logger.debug("going on without %s: %s", self._resource.plural, error.message)
-        self.failure, self.lost = None, False
-        return True
 
     async def _log_in_again(self, login: int) -> None:
         try:

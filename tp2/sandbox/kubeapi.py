@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
             store.load(json.loads(path.read_text(encoding="utf-8")))
         api = open_api(store, options.dir, host.strip("[]"), int(port))
         asyncio.run(_serve(api, options.dir / "kubeconfig", options.namespace))
-    except (OSError, ValueError, KeyError, StatusError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, StatusError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -75,7 +75,7 @@ class StatusError(Exception):
             "status": "Failure",
             "message": message,
             **({"reason": reason} if reason else {}),
-            **({"details": details} if details else {}),
+            **({"details": details} if details is not None else {}),
             "code": code,
         }
 
