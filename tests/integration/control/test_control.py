@@ -94,10 +94,17 @@ async def test_another_user_is_not_answered(runtime: RuntimeDirectory) -> None:
     for path in (runtime.path, *list(runtime.path.parents)[:3]):
         path.chmod(0o755)
     runtime.socket.chmod(0o666)
-    script = 'import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.send(b\'{"op":"status"}\\n\'); print(s.recv(100))'
+    script = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
+        "s.send(bytes(sys.argv[2], 'ascii')); print(s.recv(100))"
+    )
     command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "/usr/bin/python3", "-c", script]
     done = await asyncio.to_thread(
-        subprocess.run, [*command, str(runtime.socket)], capture_output=True, text=True, check=False
+        subprocess.run,
+        [*command, str(runtime.socket), '{"op":"status"}\n'],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "ready" not in done.stdout
     assert done.stdout == "b''\n" or "ConnectionResetError" in done.stderr or "BrokenPipe" in done.stderr, done.stderr
