@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -89,25 +90,28 @@ async def test_the_socket_is_its_users_alone(runtime: RuntimeDirectory) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-async def test_another_user_is_not_answered(runtime: RuntimeDirectory) -> None:
-    # Even where the file system lets them in, the daemon looks at who it is.
-    for path in (runtime.path, *list(runtime.path.parents)[:3]):
-        path.chmod(0o755)
-    runtime.socket.chmod(0o666)
+async def test_another_user_is_not_answered() -> None:
+    with tempfile.TemporaryDirectory() as path, RuntimeDirectory(Path(path) / "run") as runtime:
+        server = ControlServer(runtime, {"status": lambda: {"state": "ready"}})
+        await server.start()
+        # Even where the file system lets them in, the daemon looks at who it is.
+        Path(path).chmod(0o755)
+        runtime.path.chmod(0o755)
+        runtime.socket.chmod(0o666)
+        done = await asyncio.to_thread(_ask_as_nobody, runtime)
+        await server.close()
+    assert "ready" not in done.stdout
+    assert done.stdout == "b''\n" or "ConnectionResetError" in done.stderr or "BrokenPipe" in done.stderr, done.stderr
+
+
+def _ask_as_nobody(runtime: RuntimeDirectory) -> subprocess.CompletedProcess[str]:
     script = (
         "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
         "s.send(bytes(sys.argv[2], 'ascii')); print(s.recv(100))"
     )
     command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "/usr/bin/python3", "-c", script]
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [*command, str(runtime.socket), '{"op":"status"}\n'],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "ready" not in done.stdout
-    assert done.stdout == "b''\n" or "ConnectionResetError" in done.stderr or "BrokenPipe" in done.stderr, done.stderr
+    command += [str(runtime.socket), '{"op":"status"}\n']
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_where_nobody_listens_tp2_is_not_running(tmp_path: Path) -> None:
