@@ -13,10 +13,8 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Coroutine
 
-from tp2.socks.messages import Connect
 from tp2.socks.reasons import ChannelRefused, Refusal
-from tp2.socks.relay import Flow as Relay
-from tp2.socks.relay import reset_on_close
+from tp2.socks.relay import Relay, reset_on_close
 from tp2.socks.tunnel import Tunnel
 from tp2.types import Destination
 
@@ -29,7 +27,7 @@ LOG_INTERVAL = 10.0
 
 
 class Flow(Relay):
-    """One connection on its way to *destination*; see :class:`tp2.socks.relay.Flow` for its counters and end."""
+    """One connection on its way to *destination*; see :class:`~tp2.socks.relay.Relay` for its counters and end."""
 
     def __init__(self, destination: Destination, on_close: Callable[[], None]) -> None:
         super().__init__(on_close)
@@ -65,12 +63,13 @@ class Connector:
         self,
         transport: asyncio.Transport,
         early: bytes,
-        target: Connect,
+        host: str,
+        port: int,
         answer: Callable[[ChannelRefused | None], bytes],
     ) -> Relay:
-        """Connect a transport that some protocol has used so far to *target*.
+        """Connect a transport that some protocol has used so far to *host* and *port*.
 
-        :param early: bytes read from the transport that belong to the target.
+        :param early: bytes read from the transport that belong to the destination.
         :param answer: gives what to tell the client, called once: with ``None`` when the channel is open, else with
             the reason why it is not, after which the transport is closed.
         """
@@ -79,7 +78,7 @@ class Connector:
         relay.connection_made(transport)
         if early:
             relay.data_received(early)
-        self._start(relay, self._open(relay, target.host, target.port, answer))
+        self._start(relay, self._open(relay, host, port, answer))
         return relay
 
     async def close(self) -> None:

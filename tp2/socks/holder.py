@@ -17,13 +17,12 @@ def holder_of(port: int, proc: Path = Path("/proc")) -> str | None:
     if not inodes:
         return None
     links = {f"socket:[{inode}]" for inode in inodes}
-    for descriptor in proc.glob("[0-9]*/fd/*"):
+    for process in proc.glob("[0-9]*"):
         try:
-            if str(descriptor.readlink()) in links:
-                process = descriptor.parent.parent
+            if any(str(descriptor.readlink()) in links for descriptor in (process / "fd").iterdir()):
                 return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
         except OSError:
-            continue
+            continue  # it ended meanwhile, or is another user's
     return None
 
 

@@ -1,6 +1,6 @@
 """The byte path of one connection: an accepted local socket on one side, an SSH channel on the other.
 
-A :class:`Flow` lives as long as its local socket. It is made before the channel exists, so that a client may talk
+A :class:`Relay` lives as long as its local socket. It is made before the channel exists, so that a client may talk
 first (its bytes wait, bounded) or the server may (nothing is waited for). From then on bytes go straight from one
 side's callback into the other side's buffer; no task and no copy of ours is in between.
 
@@ -58,7 +58,7 @@ def reset_on_close(sock: socket.socket) -> None:
         logger.debug("no SO_LINGER on a socket that is gone already: %s", error)
 
 
-class Flow(asyncio.Protocol):
+class Relay(asyncio.Protocol):
     """One connection, seen from the client: the protocol of the accepted socket.
 
     :param on_close: called once, when the local socket is gone.
@@ -172,7 +172,8 @@ class Flow(asyncio.Protocol):
             self._resume_client()
 
     def channel_data(self, data: bytes) -> None:
-        if self._channel and self._transport:
+        # A transport that has failed says so later; until then it would log every write.
+        if self._channel and self._transport and not self._transport.is_closing():
             self.bytes_received += len(data)
             self._transport.write(data)
 
@@ -241,28 +242,28 @@ class Flow(asyncio.Protocol):
 
 
 class _ChannelEnd(asyncssh.SSHTCPSession[bytes]):
-    """asyncssh's side of a flow. Nothing here may raise: asyncssh would end the whole SSH connection for it."""
+    """asyncssh's side of a relay. Nothing here may raise: asyncssh would end the whole SSH connection for it."""
 
-    def __init__(self, flow: Flow) -> None:
-        self._flow = flow
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
         self._channel: asyncssh.SSHTCPChannel[bytes]
 
     def connection_made(self, chan: asyncssh.SSHTCPChannel[bytes]) -> None:
         self._channel = chan
-        self._flow.channel_opened(chan)
+        self._relay.channel_opened(chan)
 
     def data_received(self, data: bytes, datatype: int | None) -> None:
-        self._flow.channel_data(data)
+        self._relay.channel_data(data)
 
     def eof_received(self) -> bool:
-        self._flow.channel_eof()
+        self._relay.channel_eof()
         return True
 
     def pause_writing(self) -> None:
-        self._flow.channel_full()
+        self._relay.channel_full()
 
     def resume_writing(self) -> None:
-        self._flow.channel_drained()
+        self._relay.channel_drained()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._flow.channel_closed(in_order=exc is None and is_up(self._channel.get_connection()))
+        self._relay.channel_closed(in_order=exc is None and is_up(self._channel.get_connection()))

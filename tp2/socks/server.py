@@ -155,7 +155,8 @@ class _Handshake(asyncio.Protocol):
         self._connector.join(
             self._transport,
             self._machine.early,
-            target,
+            target.host,
+            target.port,
             lambda refused: self._machine.reply(REPLIES[refused.refusal] if refused else Reply.SUCCEEDED),
         )
 

@@ -241,6 +241,8 @@ class Tunnel:
             async with asyncio.timeout(OPEN_TIMEOUT):
                 return await asyncio.shield(task)
         except TimeoutError:
+            if task.done():
+                return task.result()
             task.add_done_callback(_abort_channel)
             raise ChannelRefused(Refusal.TIMED_OUT, f"no answer within {OPEN_TIMEOUT:g} s") from None
         except asyncio.CancelledError:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tp2.socks.relay import Flow
+from tp2.socks.relay import Relay
 
 
 class FakeSocket:
@@ -48,6 +48,9 @@ class FakeTransport:
     def write_eof(self) -> None:
         assert self.ending is None
         self.eof = True
+
+    def is_closing(self) -> bool:
+        return self.ending is not None
 
     def pause_reading(self) -> None:
         self.reading = False
@@ -99,20 +102,20 @@ class FakeChannel:
 
 
 class Connection:
-    """A flow between two fakes, and what a test may do to it."""
+    """A relay between two fakes, and what a test may do to it."""
 
     def __init__(self, welcome: bytes = b"") -> None:
         self.closes = 0
-        self.flow = Flow(self._on_close, (lambda: welcome) if welcome else None)
+        self.relay = Relay(self._on_close, (lambda: welcome) if welcome else None)
         self.transport = FakeTransport()
         self.channel = FakeChannel()
-        self.flow.connection_made(cast(asyncio.Transport, self.transport))
+        self.relay.connection_made(cast(asyncio.Transport, self.transport))
 
     def _on_close(self) -> None:
         self.closes += 1
 
     def open(self) -> None:
-        self.flow.channel_opened(cast("asyncssh.SSHTCPChannel[bytes]", self.channel))
+        self.relay.channel_opened(cast("asyncssh.SSHTCPChannel[bytes]", self.channel))
 
 
 async def settle() -> None:
@@ -122,20 +125,20 @@ async def settle() -> None:
 
 async def test_early_bytes_and_eof_go_out_in_order_when_the_channel_opens() -> None:
     connection = Connection(welcome=b"hi")
-    connection.flow.data_received(b"one")
-    connection.flow.data_received(b"two")
-    assert connection.flow.eof_received()
-    assert connection.flow.bytes_sent == 0
+    connection.relay.data_received(b"one")
+    connection.relay.data_received(b"two")
+    assert connection.relay.eof_received()
+    assert connection.relay.bytes_sent == 0
     connection.open()
     assert connection.channel.written == b"onetwo"
     assert connection.channel.eof
     assert connection.transport.written == b"hi"
-    assert connection.flow.bytes_sent == 6
+    assert connection.relay.bytes_sent == 6
 
 
 async def test_reading_stops_while_too_much_waits_and_goes_on_with_the_channel() -> None:
     connection = Connection()
-    connection.flow.data_received(bytes(70000))
+    connection.relay.data_received(bytes(70000))
     assert not connection.transport.reading
     connection.open()
     assert connection.transport.reading
@@ -144,25 +147,25 @@ async def test_reading_stops_while_too_much_waits_and_goes_on_with_the_channel()
 async def test_each_side_is_read_only_while_the_other_takes_it() -> None:
     connection = Connection()
     connection.open()
-    connection.flow.channel_full()
+    connection.relay.channel_full()
     assert not connection.transport.reading
-    connection.flow.channel_drained()
+    connection.relay.channel_drained()
     assert connection.transport.reading
-    connection.flow.pause_writing()
+    connection.relay.pause_writing()
     assert connection.channel.paused
-    connection.flow.resume_writing()
+    connection.relay.resume_writing()
     assert not connection.channel.paused
 
 
 async def test_both_eofs_close_both_sides_once_everything_is_taken() -> None:
     connection = Connection()
     connection.open()
-    connection.flow.channel_full()
-    connection.flow.eof_received()
-    connection.flow.channel_eof()
+    connection.relay.channel_full()
+    connection.relay.eof_received()
+    connection.relay.channel_eof()
     assert connection.channel.high == 0
     assert connection.channel.ending is None
-    connection.flow.channel_drained()
+    connection.relay.channel_drained()
     await settle()
     assert connection.channel.ending == "close"
     assert connection.transport.ending == "eof"
@@ -171,15 +174,15 @@ async def test_both_eofs_close_both_sides_once_everything_is_taken() -> None:
 async def test_a_lost_connection_resets_at_once() -> None:
     connection = Connection()
     connection.open()
-    connection.flow.channel_closed(in_order=False)
+    connection.relay.channel_closed(in_order=False)
     assert connection.transport.ending == "reset"
 
 
 async def test_a_close_without_eof_is_an_orderly_end() -> None:
     connection = Connection()
     connection.open()
-    connection.flow.channel_data(b"bye")
-    connection.flow.channel_closed(in_order=True)
+    connection.relay.channel_data(b"bye")
+    connection.relay.channel_closed(in_order=True)
     assert connection.transport.written == b"bye"
     assert connection.transport.ending == "eof"
 
@@ -191,14 +194,14 @@ async def test_a_close_with_bytes_untaken_is_a_reset(untaken: str) -> None:
     match untaken:
         case "refused":
             connection.channel.peer_closed = True
-            connection.flow.data_received(b"lost")
+            connection.relay.data_received(b"lost")
             assert not connection.transport.reading
-            assert connection.flow.bytes_sent == 0
+            assert connection.relay.bytes_sent == 0
         case "full":
-            connection.flow.channel_full()
+            connection.relay.channel_full()
         case "after eof":
-            connection.flow.channel_eof()
-    connection.flow.channel_closed(in_order=True)
+            connection.relay.channel_eof()
+    connection.relay.channel_closed(in_order=True)
     assert connection.transport.ending == "reset"
 
 
@@ -206,8 +209,8 @@ async def test_a_client_that_is_gone_aborts_the_channel_even_if_it_opens_later()
     joined, waiting = Connection(), Connection()
     joined.open()
     for connection in (joined, waiting):
-        connection.flow.connection_lost(ConnectionResetError())
-        assert connection.flow.closed
+        connection.relay.connection_lost(ConnectionResetError())
+        assert connection.relay.closed
     waiting.open()
     assert joined.channel.ending == waiting.channel.ending == "abort"
     assert joined.closes == waiting.closes == 1
@@ -215,8 +218,8 @@ async def test_a_client_that_is_gone_aborts_the_channel_even_if_it_opens_later()
 
 async def test_a_refused_open_is_a_farewell_or_a_reset() -> None:
     polite, rude = Connection(), Connection()
-    polite.flow.refuse(b"sorry")
-    rude.flow.refuse(b"")
+    polite.relay.refuse(b"sorry")
+    rude.relay.refuse(b"")
     assert (polite.transport.written, polite.transport.ending) == (b"sorry", "eof")
     assert (rude.transport.written, rude.transport.ending) == (b"", "reset")
 
@@ -238,7 +241,7 @@ def test_whatever_happens_bytes_arrive_in_order_or_the_client_sees_a_reset(steps
 async def act(steps: list[str]) -> None:
     """Do what can happen of *steps*, then let the client go, and look at what each side has seen."""
     connection = Connection()
-    flow, transport, channel = connection.flow, connection.transport, connection.channel
+    relay, transport, channel = connection.relay, connection.transport, connection.channel
     said, sent = b"", b""
     opened = ended = client_eof = remote_eof = peer_closed = full = lost = False
     for number, step in enumerate(steps):
@@ -248,53 +251,53 @@ async def act(steps: list[str]) -> None:
         match step:
             case "client data" if client_reads and transport.reading:
                 said += data
-                flow.data_received(data)
+                relay.data_received(data)
             case "client eof" if client_reads and transport.reading:
-                client_eof = flow.eof_received()
+                client_eof = relay.eof_received()
                 assert client_eof
             case "client lost" if not lost:
                 lost = True
-                flow.connection_lost(ConnectionResetError())
+                relay.connection_lost(ConnectionResetError())
             case "open" if not opened:
                 opened = True
                 connection.open()
             case "channel data" if channel_lives and not remote_eof and not peer_closed and not channel.ending:
                 sent += data
-                flow.channel_data(data)
+                relay.channel_data(data)
             case "channel eof" if channel_lives and not remote_eof and not peer_closed:
                 remote_eof = True
-                flow.channel_eof()
+                relay.channel_eof()
             case "peer closes" if channel_lives:
                 channel.peer_closed = peer_closed = True
             case "channel closed" if peer_closed and not ended:
                 ended = True
-                flow.channel_closed(in_order=True)
+                relay.channel_closed(in_order=True)
             case "connection lost" if channel_lives:
                 ended = True
                 before = transport.ending
-                flow.channel_closed(in_order=False)
+                relay.channel_closed(in_order=False)
                 assert lost or before or transport.ending == "reset"
             case "full" if channel_lives and not full:
                 full = True
-                flow.channel_full()
+                relay.channel_full()
                 assert lost or client_eof or transport.ending or not transport.reading
             case "drained" if channel_lives and full:
                 full = False
-                flow.channel_drained()
+                relay.channel_drained()
             case "pause" if not lost:
-                flow.pause_writing()
+                relay.pause_writing()
             case "resume" if not lost:
-                flow.resume_writing()
+                relay.resume_writing()
             case "abort":
-                flow.abort()
+                relay.abort()
                 assert lost or transport.ending == "reset"
             case "turn":
                 await settle()
     await settle()
     assert said.startswith(channel.written)
-    assert len(channel.written) == flow.bytes_sent
+    assert len(channel.written) == relay.bytes_sent
     assert sent.startswith(transport.written)
-    assert len(transport.written) == flow.bytes_received
+    assert len(transport.written) == relay.bytes_received
     if transport.ending == "eof":
         # An orderly end: the client has all that was sent, and all that it said was taken.
         assert transport.written == sent
@@ -303,9 +306,9 @@ async def act(steps: list[str]) -> None:
         assert transport.ending
     if not lost:
         assert connection.closes == 0
-        flow.connection_lost(None)
-    flow.connection_lost(None)
+        relay.connection_lost(None)
+    relay.connection_lost(None)
     assert connection.closes == 1
-    assert flow.closed
+    assert relay.closed
     if opened and not ended:
         assert channel.ending
