@@ -65,13 +65,21 @@ MaxStartups 200
 
 
 class Sandbox:
-    """Three hosts with their programs; entering builds them, leaving leaves nothing."""
+    """Three hosts with their programs; entering builds them, leaving leaves nothing.
+
+    :param objects: what the Kubernetes API starts with.
+    :param programs: the servers in the cluster, as :meth:`start_programs` takes them.
+    """
 
     laptop: Host
     internet: Host
     cluster: Host
     sshd: subprocess.Popen[Any]
     api: subprocess.Popen[Any]
+
+    def __init__(self, objects: Iterable[Object] = OBJECTS, programs: Iterable[str] = PROGRAMS) -> None:
+        self._objects = objects
+        self._programs = programs
 
     def __enter__(self) -> Sandbox:
         """:raises Tp2Error: a tool is missing, or the machine does not allow namespaces."""
@@ -91,9 +99,9 @@ class Sandbox:
                 ) from error
             self._make_keys()
             self._start_internet()
-            self.start_api(OBJECTS)
+            self.start_api(self._objects)
             self.start_sshd()
-            self.start_programs(*PROGRAMS)
+            self.start_programs(*self._programs)
             self._stack = stack.pop_all()
         return self
 
