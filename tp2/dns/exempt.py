@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import errno
+import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -39,6 +40,23 @@ def socket_address(server: Server) -> tuple[socket.AddressFamily, tuple[Any, ...
     flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
     family, _, _, _, address = socket.getaddrinfo(server[0], server[1], type=socket.SOCK_DGRAM, flags=flags)[0]
     return family, address
+
+
+def server_text(server: Server) -> str:
+    """A server as people write it: the port only where it is not the usual one."""
+    address, port = server
+    if port == 53:
+        return address
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def error_text(error: OSError | EOFError) -> str:
+    """The system's words for *error*."""
+    if isinstance(error, EOFError):
+        return "closed the connection without an answer"
+    # asyncio puts words of its own, with the address in them, in the place of strerror.
+    known = error.errno is not None and error.errno > 0
+    return (os.strerror(error.errno or 0) if known else error.strerror or str(error)).lower()
 
 
 class ExemptSockets:
@@ -72,19 +90,17 @@ class ExemptSockets:
                 else:
                     sock.close()
 
-    async def tcp(self, server: Server) -> socket.socket:
-        """A new non-blocking TCP connection to *server*, which the caller closes.
+    @asynccontextmanager
+    async def tcp(self, server: Server) -> AsyncIterator[socket.socket]:
+        """A new non-blocking TCP connection to *server*, for the length of the block.
 
         :raises OSError: it cannot be made.
         """
         family, address = socket_address(server)
-        sock = await self._open(family, socket.SOCK_STREAM)
-        try:
-            await asyncio.get_running_loop().sock_connect(sock, address)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+        async with self._free:
+            with await self._open(family, socket.SOCK_STREAM) as sock:
+                await asyncio.get_running_loop().sock_connect(sock, address)
+                yield sock
 
     async def _open(self, family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
         sock = socket.socket(family, kind)
