@@ -88,6 +88,21 @@ def cli() -> None:
     help="Where names go that are not the cluster's. Repeatable. [default: the captured nameservers]",
 )
 @click.option(
+    "--cluster-domain",
+    metavar="DOMAIN",
+    type=Parsed("domain", settings.parse_domain),
+    default=settings.DEFAULT_CLUSTER_DOMAIN,
+    show_default=True,
+    help="The cluster's DNS domain.",
+)
+@click.option(
+    "--exclude",
+    metavar="NAME",
+    type=Parsed("domain", settings.parse_domain),
+    multiple=True,
+    help="Name that is never the cluster's, nor is any below it. Repeatable.",
+)
+@click.option(
     "--remote",
     metavar="[USER@]HOST[:PORT]",
     type=Parsed("endpoint", settings.parse_remote),

@@ -37,6 +37,11 @@ from tp2.socks.server import SocksServer
 from tp2.socks.tunnel import Endpoint, Tunnel
 from tp2.types import Destination
 
+try:
+    import uvloop
+except ImportError:
+    uvloop = None  # type: ignore[assignment]
+
 logger = logging.getLogger(__name__)
 
 #: Seconds that the Kubernetes API and the SSH endpoint each have to come up in, at start.
@@ -44,6 +49,9 @@ START_TIMEOUT: Final = 15.0
 
 #: Descriptors kept back from the mappings: for the tunnel, the watches, upstream queries and the SOCKS server.
 RESERVED_DESCRIPTORS: Final = 512
+
+#: None where there is no uvloop (no wheel for the platform): asyncio's own loop is slower, but the same.
+LOOP_FACTORY: Final = uvloop.new_event_loop if uvloop is not None else None
 
 #: Says what a stage has come to: the stage's name, then its outcome in words.
 Report = Callable[[str, str], None]
@@ -134,7 +142,11 @@ class Daemon:
             synced=lambda: cluster.catalog.generation > 0,
             capture=mapper,
             upstream=upstream,
-            config=ZoneConfig(namespace=settings.namespaces[0] if settings.namespaces else access.namespace),
+            config=ZoneConfig(
+                zone=settings.cluster_domain,
+                namespace=settings.namespaces[0] if settings.namespaces else access.namespace,
+                exclude=settings.exclude,
+            ),
         )
         socks = SocksServer(connector, *settings.socks)
         return Parts(settings, self._resolvers, forwarder, cluster, tunnel, connector, socks, mapper, upstream, dns)
@@ -186,16 +198,8 @@ def main(
     # Each mapping is a descriptor, and so is each connection: take what is allowed.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=LOOP_FACTORY) as runner:
         return runner.run(Daemon(settings, resolvers, runtime, report, began).run(helper))
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    try:
-        import uvloop
-    except ImportError:  # no wheel for this platform: slower, but the same
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop
 
 
 async def _start(stack: contextlib.AsyncExitStack, part: ControlServer | SocksServer) -> None:

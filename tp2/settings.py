@@ -47,6 +47,7 @@ class SocketAddress(NamedTuple):
 DEFAULT_PORTS: Final = range(20000, 30000)
 DEFAULT_SOCKS: Final = SocketAddress("127.0.0.1", 1080)
 DEFAULT_IDLE_TIMEOUT: Final = 600.0
+DEFAULT_CLUSTER_DOMAIN: Final = "cluster.local"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ class Settings:
     namespaces: tuple[str, ...] = ()
     dns: tuple[str, ...] = ()
     fallback: tuple[SocketAddress, ...] = ()
+    cluster_domain: str = DEFAULT_CLUSTER_DOMAIN
+    exclude: tuple[str, ...] = ()
     remote: Remote | None = None
     identity: Path | None = None
     host_key: str | None = None
@@ -80,6 +83,21 @@ def parse_address(text: str) -> str:
         return str(netaddr.IPAddress(text.strip("[]"), flags=netaddr.INET_PTON))
     except (netaddr.AddrFormatError, ValueError) as error:
         raise UsageError(f"{text!r} is no IP address", "it is neither IPv4 nor IPv6", "write it as 10.0.0.1") from error
+
+
+def parse_domain(text: str) -> str:
+    """Return a domain name in lower case, without dots at its ends.
+
+    :raises UsageError: *text* is none (RFC 1035 section 2.3.1, with the underscores that people use).
+    """
+    name = text.strip(".").lower()
+    if len(name) > 253 or not all(
+        re.fullmatch(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", label) for label in name.split(".")
+    ):
+        raise UsageError(
+            f"{text!r} is no domain name", "its labels are letters, digits and dashes", "write it as cluster.local"
+        )
+    return name
 
 
 def parse_port(text: str) -> int:

@@ -7,11 +7,13 @@ the background if so asked; run.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable
+from typing import Final
 
 import click
 
@@ -20,6 +22,15 @@ from tp2.forward.client import StartingHelper
 from tp2.forward.privilege import become, calling_user
 from tp2.runtime import RuntimeDirectory
 from tp2.settings import Mode, Settings
+
+#: What the daemon would import as it goes. It may then have become a user who cannot read root's installation of
+#: tp2; and the Kubernetes client, which takes most of a second, is better imported while the helper starts.
+_NEEDED_LATER: Final = (
+    "concurrent.futures.thread",
+    "encodings.idna",
+    "kubernetes_asyncio.client",
+    "kubernetes_asyncio.config",
+)
 
 
 def up(settings: Settings, runtime: RuntimeDirectory, *, detach: bool) -> int:
@@ -31,9 +42,9 @@ def up(settings: Settings, runtime: RuntimeDirectory, *, detach: bool) -> int:
     _refuse_what_cannot_be(settings)
     runtime.check_free()
     with StartingHelper() as starting:
-        # This takes a second, in which the helper starts. The Kubernetes client takes most of it.
-        import kubernetes_asyncio.client  # noqa: F401
-
+        # This takes a second, in which the helper starts.
+        for module in _NEEDED_LATER:
+            importlib.import_module(module)
         from tp2 import daemon, resolvers
 
         found = resolvers.discover(settings)

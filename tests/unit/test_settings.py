@@ -63,6 +63,11 @@ def test_addresses_with_a_port_that_may_be_left_out(text: str, address: SocketAd
     assert settings.parse_socket_address(str(address)) == address
 
 
+def test_domains() -> None:
+    assert settings.parse_domain("Corp.Example.") == "corp.example"
+    assert settings.parse_domain("_tcp.a-b.c") == "_tcp.a-b.c"
+
+
 def test_port_ranges() -> None:
     assert settings.parse_ports("20000-20002") == range(20000, 20003)
 
@@ -82,6 +87,10 @@ def test_port_ranges() -> None:
         (settings.parse_remote, ""),
         (settings.parse_remote, "a b"),
         (settings.parse_remote, "host:port"),
+        (settings.parse_domain, ""),
+        (settings.parse_domain, "a..b"),
+        (settings.parse_domain, "a b"),
+        (settings.parse_domain, "x" * 64),
         (settings.parse_ports, "20000"),
         (settings.parse_ports, "30000-20000"),
         (settings.parse_ports, "80-90"),
@@ -96,6 +105,7 @@ def test_what_makes_no_sense_is_refused(parse: Callable[[str], object], text: st
 PARSERS = [
     settings.parse_duration,
     settings.parse_address,
+    settings.parse_domain,
     settings.parse_socket_address,
     settings.parse_remote,
     settings.parse_ports,
