@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
-from tests.integration.socks.sshd import Sshd
+from tests.integration.socks.sshd import Sshd, reserve_port
 from tp2.socks.connector import Connector, Flow
 from tp2.socks.tunnel import Endpoint, Tunnel
 from tp2.types import Destination
@@ -51,6 +51,13 @@ async def serving(service: Service) -> AsyncIterator[Destination]:
         yield Destination(*server.sockets[0].getsockname())
     finally:
         server.close()
+
+
+@contextlib.contextmanager
+def nothing_there() -> Iterator[Destination]:
+    """A destination where nothing listens."""
+    with reserve_port() as sock:
+        yield Destination(*sock.getsockname())
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -29,7 +29,9 @@ class Sshd:
         self.directory = directory
         self.options = dict(options or {})
         self.user = getpass.getuser()
-        self.port = 0
+        # Kept while it is down too: nobody else gets the port, and who connects to it is refused.
+        self._reservation = reserve_port()
+        self.port: int = self._reservation.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
         self.identity = directory / "identity"
@@ -44,6 +46,7 @@ class Sshd:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        self._reservation.close()
 
     def new_host_key(self) -> str:
         """Give it another host key, which it has from its next start on."""
@@ -51,15 +54,33 @@ class Sshd:
         return self.host_key
 
     def start(self) -> None:
-        """Start it, on the port it had before if it had one; return when it accepts connections."""
+        """Start it; return when it accepts connections."""
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        for _ in range(5):
-            port = self.port or _free_port()
-            if self._started(port):
-                self.port = port
-                return
-        raise RuntimeError(f"sshd does not start: {self.log}")
+        config = {
+            "ListenAddress": f"127.0.0.1:{self.port}",
+            "HostKey": str(self._host_key_file),
+            "AuthorizedKeysFile": str(self.authorized_keys),
+            "PidFile": "none",
+            "UsePAM": "no",
+            "StrictModes": "no",
+            "PermitRootLogin": "prohibit-password",
+            "PasswordAuthentication": "no",
+            "AllowTcpForwarding": "yes",
+            "MaxStartups": "100",
+            "LogLevel": "VERBOSE",
+            **self.options,
+        }
+        path = self.directory / "sshd_config"
+        path.write_text("".join(f"{key} {value}\n" for key, value in config.items()))
+        with (self.directory / "log").open("ab") as log:
+            self._process = subprocess.Popen([SSHD, "-D", "-e", "-f", path], stdin=subprocess.DEVNULL, stderr=log)
+        deadline = time.monotonic() + START_TIMEOUT
+        while not self._accepts():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise RuntimeError(f"sshd does not start: {self.log}")
+            time.sleep(0.01)
 
     def stop(self) -> None:
         """Kill it with all its connections."""
@@ -85,37 +106,9 @@ class Sshd:
         """What it has to say."""
         return (self.directory / "log").read_text()
 
-    def _started(self, port: int) -> bool:
-        config = {
-            "ListenAddress": f"127.0.0.1:{port}",
-            "HostKey": str(self._host_key_file),
-            "AuthorizedKeysFile": str(self.authorized_keys),
-            "PidFile": "none",
-            "UsePAM": "no",
-            "StrictModes": "no",
-            "PermitRootLogin": "prohibit-password",
-            "PasswordAuthentication": "no",
-            "AllowTcpForwarding": "yes",
-            "MaxStartups": "100",
-            "LogLevel": "VERBOSE",
-            **self.options,
-        }
-        path = self.directory / "sshd_config"
-        path.write_text("".join(f"{key} {value}\n" for key, value in config.items()))
-        with (self.directory / "log").open("ab") as log:
-            process = subprocess.Popen([SSHD, "-D", "-e", "-f", path], stdin=subprocess.DEVNULL, stderr=log)
-        deadline = time.monotonic() + START_TIMEOUT
-        while time.monotonic() < deadline:
-            if process.poll() is not None:
-                return False
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    self._process = process
-                    return True
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-        return False
+    def _accepts(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
 
 def write_key(path: Path) -> str:
@@ -126,11 +119,15 @@ def write_key(path: Path) -> str:
     return key.export_public_key().decode()
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+def reserve_port() -> socket.socket:
+    """Return a socket that holds a free loopback port without listening on it.
+
+    With SO_REUSEADDR on both, a server may still listen on that port; nobody is given it by chance.
+    """
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    return sock
 
 
 def _descendants(pid: int) -> list[int]:

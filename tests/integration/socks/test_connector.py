@@ -18,6 +18,7 @@ from tests.integration.socks.rig import (
     echo,
     ending_of,
     eventually,
+    nothing_there,
     portal,
     serving,
     started,
@@ -354,13 +355,12 @@ async def test_a_client_that_resets_ends_the_connection_in_the_cluster(tunnel: T
 
 
 async def test_a_refused_destination_is_a_reset_and_counted(tunnel: Tunnel) -> None:
-    async with serving(echo) as destination:
-        pass
     connector = Connector(tunnel)
-    entrance = Portal(connector, destination)
-    reader, writer = await entrance.connect()
-    assert await ending_of(reader) == "reset"
-    await entrance.until(lambda: len(entrance.closed) == 1)
+    with nothing_there() as destination:
+        entrance = Portal(connector, destination)
+        reader, writer = await entrance.connect()
+        assert await ending_of(reader) == "reset"
+        await entrance.until(lambda: len(entrance.closed) == 1)
     assert connector.refused == {Refusal.REFUSED: 1}
     await close(writer)
     await entrance.close()

@@ -12,7 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.socks.rig import PATIENCE, echo, ending_of, eventually, serving, started, tunnel_to
+from tests.integration.socks.rig import (
+    PATIENCE,
+    echo,
+    ending_of,
+    eventually,
+    nothing_there,
+    serving,
+    started,
+    tunnel_to,
+)
 from tests.integration.socks.sshd import Sshd
 from tp2.errors import AddressInUse, UsageError
 from tp2.socks import server as server_module
@@ -132,9 +141,8 @@ async def test_a_service_may_speak_first(socks: SocksServer) -> None:
 
 
 async def test_a_refused_destination_is_said_to_be_refused(socks: SocksServer) -> None:
-    async with serving(echo) as destination:
-        pass
-    reply, reader, writer = await handshake(socks, request(destination))
+    with nothing_there() as destination:
+        reply, reader, writer = await handshake(socks, request(destination))
     assert reply is Reply.CONNECTION_REFUSED
     assert await reader.read() == b""
     writer.close()

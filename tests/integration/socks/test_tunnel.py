@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from tests.integration.socks.rig import (
     echo,
     ending_of,
     eventually,
+    nothing_there,
     open_files,
     portal,
     serving,
@@ -161,6 +161,21 @@ async def test_without_an_identity_the_default_keys_are_offered(sshd: Sshd, home
         assert tunnel.status()["state"] == "connected"
 
 
+async def test_without_an_identity_the_agent_is_asked(
+    sshd: Sshd, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", tmp_path / "agent"], stdout=subprocess.DEVNULL)
+    try:
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
+        await eventually((tmp_path / "agent").exists)
+        subprocess.run(["ssh-add", "-q", sshd.identity], check=True)
+        async with started(tunnel_to(sshd, identity=None)) as tunnel:
+            assert tunnel.status()["state"] == "connected"
+    finally:
+        agent.kill()
+        agent.wait()
+
+
 async def test_a_missing_identity_is_named(sshd: Sshd, tmp_path: Path) -> None:
     error = await failure(tunnel_to(sshd, identity=tmp_path / "missing"))
     assert str(tmp_path / "missing") in error.what
@@ -228,11 +243,10 @@ async def test_a_silent_port_is_given_up_in_time(sshd: Sshd) -> None:
 
 
 async def test_a_refused_destination_is_known_as_refused(sshd: Sshd) -> None:
-    async with serving(echo) as destination:
-        pass
-    async with started(tunnel_to(sshd)) as tunnel:
-        with pytest.raises(ChannelRefused) as caught:
-            await open_session(tunnel, destination)
+    with nothing_there() as destination:
+        async with started(tunnel_to(sshd)) as tunnel:
+            with pytest.raises(ChannelRefused) as caught:
+                await open_session(tunnel, destination)
     assert caught.value.refusal is Refusal.REFUSED
 
 
@@ -356,8 +370,7 @@ async def test_closing_leaves_nothing_behind(sshd: Sshd) -> None:
                 writer.close()
 
     await once()
-    with contextlib.suppress(asyncio.CancelledError):
-        await eventually(lambda: len(asyncio.all_tasks()) == 1)
+    await eventually(lambda: len(asyncio.all_tasks()) == 1)
     before = len(open_files())
     await once()
     await eventually(lambda: len(asyncio.all_tasks()) == 1)

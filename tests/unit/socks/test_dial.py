@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,22 +19,26 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
 
 
-def a_closed_port() -> tuple[str, int]:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        address: tuple[str, int] = closed.getsockname()
-    return address
+@pytest.fixture
+def dead() -> Iterator[tuple[str, int]]:
+    """An address where nothing listens, and that nobody else is given meanwhile."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()
 
 
-async def test_a_dead_first_address_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_dead_first_address_is_passed_over(monkeypatch: pytest.MonkeyPatch, dead: tuple[str, int]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        resolve_to(monkeypatch, a_closed_port(), listener.getsockname())
+        resolve_to(monkeypatch, dead, listener.getsockname())
         with await dial("endpoint", 22) as sock:
             assert sock.getpeername() == listener.getsockname()
             assert sock.gettimeout() == 0
 
 
-async def test_when_all_addresses_fail_the_error_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
-    resolve_to(monkeypatch, a_closed_port(), a_closed_port())
+async def test_when_all_addresses_fail_the_error_is_theirs(
+    monkeypatch: pytest.MonkeyPatch, dead: tuple[str, int]
+) -> None:
+    resolve_to(monkeypatch, dead, dead)
     with pytest.raises(ConnectionRefusedError):
         await dial("endpoint", 22)
 
