@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from tp2.cluster.catalog import Catalog, Endpoint, Port, Service
 from tp2.dns.ask import is_reply
 from tp2.dns.chain import BadReply, read_chain
-from tp2.dns.message import BadQuery, Type, build_query, build_reply, name_octets, parse_query
+from tp2.dns.message import BadQuery, build_query, build_reply, parse_query
+from tp2.dns.names import name_octets
+from tp2.dns.records import Type
 from tp2.dns.responder import Responder
 from tp2.dns.upstream import Upstream
 from tp2.dns.zone import ZoneConfig

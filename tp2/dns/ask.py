@@ -10,8 +10,9 @@ import asyncio
 import secrets
 import socket
 
-from tp2.dns.exempt import ExemptSockets, Server
+from tp2.dns.exempt import ExemptSockets
 from tp2.dns.message import HEADER_SIZE
+from tp2.dns.servers import Server
 
 _LARGEST_DATAGRAM = 65535
 

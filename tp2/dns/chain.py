@@ -9,7 +9,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from tp2.dns.message import CLASS_IN, HEADER_SIZE, Record, Type, label_text
+from tp2.dns.message import HEADER_SIZE
+from tp2.dns.names import label_text
+from tp2.dns.records import CLASS_IN, Record, Type
 
 _MOST_RECORDS = 1000
 # 255 octets (RFC 1035 section 2.3.4) and some pointers.

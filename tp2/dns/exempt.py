@@ -11,15 +11,15 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import errno
-import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from tp2.dns.servers import Server
+
 Exempt = Callable[[socket.socket], Awaitable[None]]
-Server = tuple[str, int]
 
 # Open sockets are bounded by this, and queries beyond it wait for one.
 _LIMIT = 256
@@ -40,23 +40,6 @@ def socket_address(server: Server) -> tuple[socket.AddressFamily, tuple[Any, ...
     flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
     family, _, _, _, address = socket.getaddrinfo(server[0], server[1], type=socket.SOCK_DGRAM, flags=flags)[0]
     return family, address
-
-
-def server_text(server: Server) -> str:
-    """A server as people write it: the port only where it is not the usual one."""
-    address, port = server
-    if port == 53:
-        return address
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
-def error_text(error: OSError | EOFError) -> str:
-    """The system's words for *error*."""
-    if isinstance(error, EOFError):
-        return "closed the connection without an answer"
-    # asyncio puts words of its own, with the address in them, in the place of strerror.
-    known = error.errno is not None and error.errno > 0
-    return (os.strerror(error.errno or 0) if known else error.strerror or str(error)).lower()
 
 
 class ExemptSockets:

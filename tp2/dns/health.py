@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tp2.dns.exempt import Server
+from tp2.dns.servers import Server
 
 # All in seconds.
 # Servers whose replies take less are equally good; beyond it, twice as slow is a place further back.

@@ -12,8 +12,8 @@ import secrets
 import struct
 from collections import Counter
 
-from tp2.dns.exempt import Server
 from tp2.dns.message import HEADER_SIZE
+from tp2.dns.servers import Server
 
 # Seconds. A probe costs the servers a query for a name that does not exist, so they are rare.
 _PROBE_EVERY = 5.0

@@ -4,49 +4,18 @@ Pure. Requests are outside input, so parsing is one bounded walk over the bytes:
 pointer, and any bytes give either a :class:`Query` or a :class:`BadQuery` that holds what to answer. What we send
 is built here too, rather than by a general library, because every answer passes this way and only a dozen record
 types occur.
-
-Names are text: lower case, without the trailing dot, the root being ``""``. An octet that could be mistaken for
-punctuation is written ``\\DDD`` (RFC 1035 section 5.1), a dot inside a label included, so a split at dots gives
-the labels and no hostile name can pass for a Kubernetes one.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-
-class Type(IntEnum):
-    """Record types (IANA DNS parameters) that tp2 knows by name; all others are only ever passed on."""
-
-    A = 1
-    NS = 2
-    CNAME = 5
-    SOA = 6
-    PTR = 12
-    HINFO = 13
-    MX = 15
-    TXT = 16
-    AAAA = 28
-    SRV = 33
-    OPT = 41
-    SVCB = 64
-    HTTPS = 65
-    IXFR = 251
-    AXFR = 252
-    ANY = 255
-
-    @classmethod
-    def text(cls, value: int) -> str:
-        """``A``, or ``TYPE65280`` for an unknown one (RFC 3597 section 5)."""
-        try:
-            return cls(value).name
-        except ValueError:
-            return f"TYPE{value}"
+from tp2.dns.names import label_octets, label_text, name_octets
+from tp2.dns.records import CLASS_IN, Record, Type
 
 
 class Rcode(IntEnum):
@@ -78,7 +47,6 @@ class ExtendedError(NamedTuple):
     text: str
 
 
-CLASS_IN = 1
 OPCODE_QUERY = 0
 
 HEADER_SIZE = 12
@@ -105,12 +73,6 @@ _OPT_SIZE = 11
 _header = struct.Struct("!HHHHHH")
 _fixed = struct.Struct("!HHIH")
 
-# A label's octets as text: printable ones as they are, except for the dot, the backslash and others that have a
-# meaning in a zone file; everything else \DDD.
-_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_ABCDEFGHIJKLMNOPQRSTUVWXYZ*/+=!#$%&'?^`{|}~:@,<>[]")
-_TEXT = tuple(chr(octet) if octet in _PLAIN else f"\\{octet:03d}" for octet in range(256))
-_FOLDED = tuple(text.lower() for text in _TEXT)
-
 
 class BadQuery(Exception):
     """The bytes are not a query. ``reply`` is the whole answer to send, empty when there must be none."""
@@ -118,10 +80,6 @@ class BadQuery(Exception):
     def __init__(self, why: str, reply: bytes = b"") -> None:
         super().__init__(why)
         self.reply = reply
-
-
-class BadName(ValueError):
-    """A name cannot be put on the wire: a label that is empty, over 63 octets or not ASCII, or a name over 255."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,43 +106,6 @@ class Query:
     def opcode(self) -> int:
         """RFC 1035 section 4.1.1; 0 is QUERY."""
         return self.flags >> 11 & 15
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A resource record of class IN. ``parts`` make up its RDATA: octets as they are, and domain names as text."""
-
-    owner: str
-    type: int
-    ttl: int
-    parts: tuple[bytes | str, ...]
-
-
-def address_record(owner: str, address: str, ttl: int) -> Record:
-    """An A or AAAA record (RFC 1035 section 3.4.1, RFC 3596 section 2.2), whichever *address* is."""
-    packed = ipaddress.ip_address(address).packed
-    return Record(owner, Type.A if len(packed) == 4 else Type.AAAA, ttl, (packed,))
-
-
-def name_record(owner: str, kind: Type, target: str, ttl: int) -> Record:
-    """A CNAME, NS or PTR record."""
-    return Record(owner, kind, ttl, (target,))
-
-
-def srv_record(owner: str, weight: int, port: int, target: str, ttl: int) -> Record:
-    """An SRV record of priority 0 (RFC 2782)."""
-    return Record(owner, Type.SRV, ttl, (struct.pack("!HHH", 0, weight, port), target))
-
-
-def text_record(owner: str, kind: Type, ttl: int, *strings: str) -> Record:
-    """A TXT or HINFO record: character strings of at most 255 octets (RFC 1035 section 3.3)."""
-    encoded = (string.encode() for string in strings)
-    return Record(owner, kind, ttl, tuple(bytes((len(text),)) + text for text in encoded))
-
-
-def soa_record(owner: str, server: str, mailbox: str, serial: int, ttl: int) -> Record:
-    """An SOA record whose MINIMUM, and so the time a negative answer may be kept, is *ttl* (RFC 2308 section 4)."""
-    return Record(owner, Type.SOA, ttl, (server, mailbox, struct.pack("!IIIII", serial, 7200, 1800, 86400, ttl)))
 
 
 def parse_query(data: bytes) -> Query:
@@ -273,48 +194,6 @@ def _skip_name(data: bytes, offset: int, malformed: bytes) -> int:
             break
         offset += 1 + length
     raise BadQuery("a record's name is malformed", malformed)
-
-
-def label_text(label: bytes, *, fold: bool = True) -> str:
-    """One label as text, in lower case if *fold*."""
-    table = _FOLDED if fold else _TEXT
-    return "".join([table[octet] for octet in label])
-
-
-def label_octets(label: str) -> bytes:
-    """The octets of one label of a name's text.
-
-    :raises BadName: it is empty, has more than 63 octets or is not ASCII.
-    """
-    if not label.isascii():
-        raise BadName(f"not ASCII: {label[:70]!r}")
-    if "\\" not in label:
-        octets = label.encode()
-    else:
-        out = bytearray()
-        rest = label
-        while rest:
-            if rest[0] == "\\" and rest[1:4].isdecimal() and len(rest) >= 4:
-                out.append(int(rest[1:4]) & 255)
-                rest = rest[4:]
-            else:
-                out += rest[0].encode()
-                rest = rest[1:]
-        octets = bytes(out)
-    if not 0 < len(octets) < 64:
-        raise BadName(f"label of {len(octets)} octets: {label[:70]!r}")
-    return octets
-
-
-def name_octets(name: str) -> bytes:
-    """A name uncompressed.
-
-    :raises BadName: it does not fit the wire format.
-    """
-    octets = b"".join([bytes((len(part),)) + part for part in map(label_octets, name.split("."))]) if name else b""
-    if len(octets) > 254:
-        raise BadName(f"name of {len(octets) + 1} octets")
-    return octets + b"\0"
 
 
 class _Writer:

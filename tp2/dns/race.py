@@ -25,10 +25,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tp2.dns.ask import ask_tcp, ask_udp, tell
-from tp2.dns.exempt import ExemptSockets, Server, error_text, server_text
+from tp2.dns.exempt import ExemptSockets
 from tp2.dns.health import Health
 from tp2.dns.loops import LoopWatch
 from tp2.dns.message import Ede, Rcode
+from tp2.dns.servers import Server, error_text, server_text
 from tp2.errors import Tp2Error
 
 # Seconds. Less than the 5 after which most clients give up or ask again, so that they hear why.

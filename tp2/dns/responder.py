@@ -30,22 +30,22 @@ from tp2.cluster.catalog import Catalog
 from tp2.dns.cache import AnswerCache, leases
 from tp2.dns.chain import BadReply, read_chain
 from tp2.dns.message import (
-    CLASS_IN,
     MAX_SIZE,
     OPCODE_QUERY,
-    BadName,
     BadQuery,
     Ede,
     ExtendedError,
     Query,
     Rcode,
-    Type,
     build_query,
     build_reply,
     parse_query,
     truncate,
 )
-from tp2.dns.upstream import Reply, Upstream, UpstreamError, server_text
+from tp2.dns.names import BadName
+from tp2.dns.records import CLASS_IN, Type
+from tp2.dns.servers import server_text
+from tp2.dns.upstream import Reply, Upstream, UpstreamError
 from tp2.dns.zone import Answer, ZoneConfig, is_cluster_name, resolve
 from tp2.errors import Tp2Error
 from tp2.types import Wanted

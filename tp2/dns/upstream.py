@@ -12,13 +12,14 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from tp2.dns.exempt import Exempt, ExemptSockets, Server, server_text
+from tp2.dns.exempt import Exempt, ExemptSockets
 from tp2.dns.health import Health
 from tp2.dns.loops import LoopWatch, question_of
 from tp2.dns.message import Ede
 from tp2.dns.race import Race, Reply, UpstreamError
+from tp2.dns.servers import Server, server_text
 
-__all__ = ["Reply", "Upstream", "UpstreamError", "server_text"]
+__all__ = ["Reply", "Upstream", "UpstreamError"]
 
 logger = logging.getLogger(__name__)
 

@@ -33,16 +33,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from tp2.cluster.catalog import Catalog, Endpoint, Port, Service
-from tp2.dns.message import (
-    Rcode,
-    Record,
-    Type,
-    address_record,
-    name_record,
-    soa_record,
-    srv_record,
-    text_record,
-)
+from tp2.dns.message import Rcode
+from tp2.dns.records import Record, Type, address_record, name_record, soa_record, srv_record, text_record
 from tp2.types import Destination, Wanted
 
 # Seconds. CoreDNS's default: a client that keeps an answer this long follows a replaced service soon enough, and one

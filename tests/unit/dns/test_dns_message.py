@@ -8,23 +8,9 @@ import pytest
 from dnslib import EDNS0, DNSHeader, DNSQuestion, DNSRecord
 
 from tp2.dns.chain import BadReply, read_chain
-from tp2.dns.message import (
-    BadName,
-    BadQuery,
-    Ede,
-    ExtendedError,
-    Query,
-    Rcode,
-    Type,
-    address_record,
-    build_query,
-    build_reply,
-    name_octets,
-    name_record,
-    parse_query,
-    srv_record,
-    truncate,
-)
+from tp2.dns.message import BadQuery, Ede, ExtendedError, Query, Rcode, build_query, build_reply, parse_query, truncate
+from tp2.dns.names import BadName, name_octets
+from tp2.dns.records import Type, address_record, name_record, srv_record
 
 
 def request(

@@ -8,7 +8,8 @@ import pytest
 from dnslib import QTYPE, DNSRecord
 
 from tp2.cluster.catalog import Catalog, Endpoint, Port, Service
-from tp2.dns.message import Rcode, Record, Type, build_reply, parse_query
+from tp2.dns.message import Rcode, build_reply, parse_query
+from tp2.dns.records import Record, Type
 from tp2.dns.zone import Answer, ZoneConfig, is_cluster_name, resolve
 from tp2.types import Destination, Wanted
 
