@@ -85,14 +85,14 @@ class Cluster:
                 await self._session.open()
                 self._following = asyncio.create_task(self._follow(), name="tp2-cluster")
                 await self._all_listed(self._following)
+            self._synced = True
+            self._publish()
         except TimeoutError:
             await self.close()
             raise self._too_slow(timeout) from None
         except BaseException:
             await self.close()
             raise
-        self._synced = True
-        self._publish()
 
     async def close(self) -> None:
         """Stop following and close all connections. May be called again, and without a start."""

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import kubernetes_asyncio.client  # noqa: F401 - it takes seconds to import, which no test should count as its own
 import pytest
 
 from tp2.cluster.catalog import Catalog
@@ -20,7 +21,7 @@ from tp2.sandbox.kubeapi_store import RESOURCES, Object, Store
 from tp2.sandbox.tls import KeyPair, new_authority
 
 SERVICES, ENDPOINT_SLICES, NAMESPACES = RESOURCES
-DEADLINE = 20.0
+DEADLINE = 40.0
 PACE = Pace(connect=5.0, answer=5.0, watch=300.0, margin=5.0)
 
 

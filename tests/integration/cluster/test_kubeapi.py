@@ -19,7 +19,7 @@ import pytest
 from tests.integration.cluster.conftest import DEADLINE, PACE, SERVICES, Followed, Lab, service
 from tests.unit.cluster.recordings import lines, recorded
 from tp2.cluster.kubeconfig import load
-from tp2.sandbox import kubeapi
+from tp2.sandbox import kubeapi, kubeapi_watch
 
 
 class Client:
@@ -87,15 +87,19 @@ async def test_a_watch_without_a_version_begins_with_everything_and_a_bookmark(l
     assert bookmark["object"]["metadata"]["resourceVersion"] == str(lab.api.store.version)
 
 
-async def test_a_bookmark_comes_before_the_end_and_looks_as_recorded(lab: Lab, client: Client) -> None:
-    (bookmark,) = await client.watch(f"allowWatchBookmarks=1&timeoutSeconds=3&resourceVersion={lab.api.store.version}")
+async def test_a_bookmark_comes_before_the_end_and_looks_as_recorded(
+    lab: Lab, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubeapi_watch, "_BOOKMARK_BEFORE_END", 0.5)
+    (bookmark,) = await client.watch(f"allowWatchBookmarks=1&timeoutSeconds=1&resourceVersion={lab.api.store.version}")
     expected = lines("watch-services-lifecycle.jsonl")[-1]
     expected["object"]["metadata"]["resourceVersion"] = str(lab.api.store.version)
     assert bookmark == expected
 
 
-async def test_a_watch_from_the_future_is_silent(lab: Lab, client: Client) -> None:
-    assert await client.watch("allowWatchBookmarks=1&timeoutSeconds=3&resourceVersion=99999999") == []
+async def test_a_watch_from_the_future_is_silent(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubeapi_watch, "_BOOKMARK_BEFORE_END", 0.5)
+    assert await client.watch("allowWatchBookmarks=1&timeoutSeconds=1&resourceVersion=99999999") == []
 
 
 async def test_objects_are_created_read_replaced_and_deleted(client: Client) -> None:

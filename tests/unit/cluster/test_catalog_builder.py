@@ -91,10 +91,20 @@ def test_endpoints_go_with_their_service_and_stay_with_the_others_of_the_pod() -
     assert [s.name for s, _ in builder.snapshot().endpoints_by_address["10.0.0.1"]] == ["b"]
 
 
-def test_an_endpoint_in_two_slices_is_one_and_ready_if_either_says_so() -> None:
+def test_the_service_found_by_an_endpoints_address_is_the_service_as_it_is_now() -> None:
+    builder = CatalogBuilder()
+    builder.apply(ENDPOINT_SLICE, "ADDED", part("a-1", "a", endpoint("10.0.0.1")))
+    for port in (80, 81):
+        builder.apply(SERVICE, "MODIFIED", service("a", clusterIP="None", ports=[{"port": port}]))
+        ((found, _),) = builder.snapshot().endpoints_by_address["10.0.0.1"]
+        assert found.ports == (Port("", port),)
+
+
+@pytest.mark.parametrize("ready", [(False, True), (True, False)])
+def test_an_endpoint_in_two_slices_is_one_and_ready_if_either_says_so(ready: tuple[bool, bool]) -> None:
     slices = [
-        part("web-1", "web", endpoint("10.0.0.1", conditions={"ready": False})),
-        part("web-2", "web", endpoint("10.0.0.1", conditions={"ready": True}), endpoint("10.0.0.2")),
+        part("web-1", "web", endpoint("10.0.0.1", conditions={"ready": ready[0]})),
+        part("web-2", "web", endpoint("10.0.0.1", conditions={"ready": ready[1]}), endpoint("10.0.0.2")),
     ]
     catalog = catalog_of(services=[service("web", clusterIP="None")], slices=slices)
     assert [(e.address, e.ready) for e in catalog.endpoints["shop", "web"]] == [("10.0.0.1", True), ("10.0.0.2", True)]

@@ -15,7 +15,7 @@ def cut(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[begin:end] for begin, end in pairwise(edges)]
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.binary(max_size=8)), st.lists(st.integers(0, 100), max_size=8))
 def test_lines_do_not_depend_on_where_the_network_cut_them(parts: list[bytes], cuts: list[int]) -> None:
     data = b"\n".join(parts)
