@@ -15,7 +15,7 @@ from tp2.cluster.catalog import Catalog
 from tp2.types import Wanted
 
 # Seconds. The rarer leases are renewed, the cheaper is a hot name; but by as much a mapping outlives its last answer.
-RENEW_EVERY = 5.0
+RENEW_EVERY = 5
 # A flood of different questions costs this much memory and no more: octets of requests and replies, and what an entry
 # costs besides.
 MOST_OCTETS = 32 << 20
@@ -33,7 +33,7 @@ class _Entry:
 
 def leases(wanted: Sequence[Wanted]) -> tuple[Wanted, ...]:
     """What to lease so that an answer naming *wanted* may be repeated from the cache."""
-    return tuple(item._replace(ttl=item.ttl + math.ceil(RENEW_EVERY)) for item in wanted)
+    return tuple([Wanted(name, destination, ttl + RENEW_EVERY) for name, destination, ttl in wanted])
 
 
 class AnswerCache:

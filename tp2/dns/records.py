@@ -6,10 +6,10 @@ the names and whoever reads it from one need not know every type.
 
 from __future__ import annotations
 
-import ipaddress
+import socket
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 CLASS_IN = 1
 
@@ -43,8 +43,7 @@ class Type(IntEnum):
             return f"TYPE{value}"
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A resource record of class IN. ``parts`` make up its RDATA: octets as they are, and domain names as text."""
 
     owner: str
@@ -55,8 +54,9 @@ class Record:
 
 def address_record(owner: str, address: str, ttl: int) -> Record:
     """An A or AAAA record (RFC 1035 section 3.4.1, RFC 3596 section 2.2), whichever *address* is."""
-    packed = ipaddress.ip_address(address).packed
-    return Record(owner, Type.A if len(packed) == 4 else Type.AAAA, ttl, (packed,))
+    if ":" in address:
+        return Record(owner, Type.AAAA, ttl, (socket.inet_pton(socket.AF_INET6, address),))
+    return Record(owner, Type.A, ttl, (socket.inet_pton(socket.AF_INET, address),))
 
 
 def name_record(owner: str, kind: Type, target: str, ttl: int) -> Record:

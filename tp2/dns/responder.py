@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, Protocol
 
@@ -167,12 +167,12 @@ class Responder:
             return build_reply(query, Rcode.BADVERS, limit=exchange.limit)
         if answer.chase is not None:
             return partial(self._guard, exchange, self._chase, answer, answer.chase)
-        answer = replace(answer, wanted=leases(answer.wanted))
-        if not answer.wanted or self._capture.renew(answer.wanted):
-            return self._answer(exchange, answer, catalog)
-        return partial(self._guard, exchange, self._capture_first, answer, catalog)
+        wanted = leases(answer.wanted)
+        if not wanted or self._capture.renew(wanted):
+            return self._answer(exchange, answer, wanted, catalog)
+        return partial(self._guard, exchange, self._capture_first, answer, wanted, catalog)
 
-    def _answer(self, exchange: _Exchange, answer: Answer, catalog: Catalog) -> bytes:
+    def _answer(self, exchange: _Exchange, answer: Answer, wanted: tuple[Wanted, ...], catalog: Catalog) -> bytes:
         if answer.rcode == Rcode.SERVFAIL:
             return self._fail(exchange, ExtendedError(Ede.OTHER, answer.reason))
         reply = build_reply(
@@ -188,22 +188,24 @@ class Responder:
         # A client that sends options, such as a cookie (RFC 7873), rarely sends the same ones again. And answers from
         # the cache are not logged.
         if not exchange.tcp and not exchange.query.options and not logger.isEnabledFor(logging.DEBUG):
-            self._cache.remember(exchange.data, reply, answer.wanted, catalog)
+            self._cache.remember(exchange.data, reply, wanted, catalog)
         exchange.log("cluster", answer.reason)
         return reply
 
-    async def _capture_first(self, exchange: _Exchange, answer: Answer, catalog: Catalog) -> bytes:
+    async def _capture_first(
+        self, exchange: _Exchange, answer: Answer, wanted: tuple[Wanted, ...], catalog: Catalog
+    ) -> bytes:
         if self._capturing >= _MOST_WAITING:
             return self._fail(exchange, ExtendedError(Ede.OTHER, "too many names wait to be captured at once"))
         self._capturing += 1
         try:
-            await self._capture.ensure(answer.wanted)
+            await self._capture.ensure(wanted)
         except Tp2Error as error:
             self._report(f"{exchange.query.name} cannot be reached: {error}")
             return self._fail(exchange, ExtendedError(Ede.OTHER, str(error)))
         finally:
             self._capturing -= 1
-        return self._answer(exchange, answer, catalog)
+        return self._answer(exchange, answer, wanted, catalog)
 
     async def _chase(self, exchange: _Exchange, answer: Answer, target: str) -> bytes:
         query = exchange.query

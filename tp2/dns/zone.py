@@ -31,6 +31,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from tp2.cluster.catalog import Catalog, Endpoint, Port, Service
 from tp2.dns.message import Rcode
@@ -87,8 +88,7 @@ class Answer:
     chase: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Host:
+class _Host(NamedTuple):
     """An address that has a name: ``name`` in full, ``label`` as people shorten it, ``ports`` that it serves."""
 
     name: str
@@ -99,11 +99,12 @@ class _Host:
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """Everything there is at one name."""
+    """Everything there is at one name. All named ports of *service*, if any, have an SRV record there too."""
 
     reason: str
     hosts: tuple[_Host, ...] = ()
     servers: tuple[tuple[_Host, int], ...] = ()
+    service: Service | None = None
     alias: str = ""
     records: tuple[Record, ...] = ()
 
@@ -236,12 +237,11 @@ def _find_below_service(labels: list[str], catalog: Catalog, config: ZoneConfig)
 def _find_service(service: Service, catalog: Catalog, config: ZoneConfig) -> _Node | None:
     if service.external_name:
         return _Node("ExternalName service", alias=service.external_name.rstrip(".").lower())
-    servers = tuple((host, port.port) for host, port in _servers(service, catalog, config))
     if not service.headless:
-        return _Node("service", hosts=_cluster_hosts(service, config), servers=servers)
+        return _Node("service", hosts=_cluster_hosts(service, config), service=service)
     hosts = _endpoint_hosts(service, catalog, config)
     # Specification section 2.4.1: without a ready endpoint the name does not exist.
-    return _Node("headless service", hosts=hosts, servers=servers) if hosts else None
+    return _Node("headless service", hosts=hosts, service=service) if hosts else None
 
 
 def _find_pod(qname: str, dashed: str, namespace: str, catalog: Catalog) -> _Node | None:
@@ -262,7 +262,7 @@ def _name_server_hosts(catalog: Catalog, config: ZoneConfig) -> Iterable[_Host]:
     """Where a client can ask the cluster itself: every distribution calls that service kube-dns."""
     service = catalog.service("kube-system", "kube-dns")
     hosts = _cluster_hosts(service, config) if service is not None else ()
-    return (replace(host, name=_name_server(config)) for host in hosts)
+    return (host._replace(name=_name_server(config)) for host in hosts)
 
 
 def _cluster_hosts(service: Service, config: ZoneConfig) -> tuple[_Host, ...]:
@@ -331,8 +331,11 @@ def _answer_from(node: _Node, owner: str, qtype: int, catalog: Catalog, config: 
         hosts: list[_Host] = []
     elif qtype == Type.SRV:
         hosts = []
-        answers = list(_srv_records(node, owner))
-        additional = [host for host, _ in node.servers]
+        servers = node.servers
+        if node.service is not None:
+            servers = tuple((host, port.port) for host, port in _servers(node.service, catalog, config))
+        answers = list(_srv_records(servers, owner))
+        additional = [host for host, _ in servers]
     else:
         hosts = [host for host in node.hosts if (Type.AAAA if ":" in host.address else Type.A) == qtype]
         answers = [address_record(owner, host.address, TTL) for host in hosts]
@@ -350,11 +353,11 @@ def _answer_from(node: _Node, owner: str, qtype: int, catalog: Catalog, config: 
     )
 
 
-def _srv_records(node: _Node, owner: str) -> Iterator[Record]:
-    servers = list(dict.fromkeys((host.name, port) for host, port in node.servers))
+def _srv_records(servers: Iterable[tuple[_Host, int]], owner: str) -> Iterator[Record]:
+    targets = list(dict.fromkeys((host.name, port) for host, port in servers))
     # As CoreDNS does it: everybody the same share of a hundred.
-    weight = max(1, 100 // len(servers)) if servers else 0
-    return (srv_record(owner, weight, port, name, TTL) for name, port in servers)
+    weight = max(1, 100 // len(targets)) if targets else 0
+    return (srv_record(owner, weight, port, name, TTL) for name, port in targets)
 
 
 def _answer_alias(node: _Node, owner: str, qtype: int, catalog: Catalog, config: ZoneConfig, soa: Record) -> Answer:
