@@ -1,0 +1,67 @@
+"""The command behind ``scripts/bench``: runs benches by name, prints their tables, and writes their figures."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from bench import dns, report
+from bench.report import Figure
+from tp2.errors import Tp2Error
+
+#: Measures, quickly or in full; is given what to tell the user of its progress.
+Bench = Callable[[bool, Callable[[str], None]], list[Figure]]
+
+BENCHES: Final[dict[str, Bench]] = {
+    "dns": lambda quick, say: dns.run(dns.QUICK if quick else dns.Effort(), say),
+}
+
+
+@click.command()
+@click.argument("name", type=click.Choice([*BENCHES, "all"]))
+@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures there too.")
+@click.option("--quick", is_flag=True, help="Show that the bench works; its figures mean nothing.")
+def bench(name: str, file: Path | None, quick: bool) -> None:
+    """Measure tp2 beside its peers on this machine."""
+    began = time.monotonic()
+    rows: list[dict[str, Any]] = []
+    for each in BENCHES if name == "all" else [name]:
+
+        def say(words: str, each: str = each) -> None:
+            click.echo(f"bench {each}, {time.monotonic() - began:3.0f} s: {words}", err=True)
+
+        figures = BENCHES[each](quick, say)
+        rows += report.rows(each, figures)
+        report.show(each, figures)
+    if file is not None:
+        file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def _terminated(*_: object) -> None:
+    sys.exit(128 + signal.SIGTERM)
+
+
+def main() -> None:
+    """Run the command; what a bench found wrong is a message and not a traceback."""
+    # So that the sandboxes are taken down on the way out.
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        bench()
+    except Tp2Error as error:
+        click.echo(f"bench: {error.what}\n  why: {error.why}\n  try: {error.remedy}", err=True)
+        sys.exit(1)
+    except subprocess.SubprocessError as error:
+        click.echo(f"bench: {error}; what it said is above", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
