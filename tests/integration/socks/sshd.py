@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -85,8 +86,12 @@ class Sshd:
     def stop(self) -> None:
         """Kill it with all its connections."""
         if self._process:
-            pids = [self._process.pid, *_descendants(self._process.pid)]
-            for pid in pids:
+            listener = self._process.pid
+            # Held still first: one that is just being forked would be missed, and keep the port listening.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(listener, signal.SIGSTOP)
+                os.waitid(os.P_PID, listener, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            for pid in [*_descendants(listener), listener]:
                 _kill(pid)
             self._process.wait()
             self._process = None
@@ -139,5 +144,11 @@ def _descendants(pid: int) -> list[int]:
 
 
 def _kill(pid: int) -> None:
+    """Kill *pid* and return when it has let go of its sockets."""
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        process = os.pidfd_open(pid)
+        try:
+            os.kill(pid, signal.SIGKILL)
+            select.select([process], [], [], START_TIMEOUT)
+        finally:
+            os.close(process)
