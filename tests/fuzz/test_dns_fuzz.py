@@ -19,13 +19,16 @@ from tp2.dns.names import name_octets
 from tp2.dns.records import Type
 from tp2.dns.responder import Responder
 from tp2.dns.upstream import Upstream
-from tp2.dns.zone import ZoneConfig
+from tp2.dns.zone import ZoneConfig, resolve
 from tp2.types import Wanted
 
 PORT = Port("http", 80)
 MANY = tuple(Endpoint(f"10.1.{n >> 8}.{n & 255}", (PORT,)) for n in range(300))
 SERVICES = (
     Service("shop", "web", ("10.96.0.10",), (PORT,)),
+    Service("shop", "pending", (), (PORT,)),
+    Service("shop", "none", (), (PORT,), headless=True),
+    Service("shop", "outside", (), (PORT,), external_name="www.example.com"),
     Service("shop", "many", headless=True),
     Service("shop", "alias", external_name="many.shop.svc.cluster.local"),
 )
@@ -85,6 +88,7 @@ def make_responder() -> Responder:
         capture=Captured(),
         upstream=Upstream([], exempt=_exempt),
         config=ZoneConfig(),
+        why_unsynced=lambda: "",
     )
 
 
@@ -135,6 +139,22 @@ def test_every_answer_parses_repeats_the_question_and_fits_the_client(
         assert len(reply) <= max(size or 0, 512)
     if labels[:2] == [b"many", b"shop"] and qtype == 1 and not parsed.header.rcode:
         assert parsed.header.tc == (len(parsed.rr) < len(MANY))
+
+
+IN_ZONE = ["web", "shop", "many", "outside", "pending", "none", "_http", "_tcp", "svc", "pod", "10-1-0-0", "ns", "dns"]
+
+
+@settings(max_examples=400)
+@given(st.lists(st.sampled_from(IN_ZONE), max_size=6), qtypes)
+def test_whatever_exists_in_the_zone_has_parents_that_exist(labels: list[str], qtype: int) -> None:
+    exists = False
+    for start in range(len(labels) + 1):
+        answer = resolve(".".join([*labels[start:], "cluster", "local"]), qtype, CATALOG, ZoneConfig())
+        assert answer is not None
+        # An alias exists even if what it points at does not (RFC 8020 section 2).
+        found = answer.rcode != 3 or bool(answer.answers)
+        assert found or not exists
+        exists = exists or found
 
 
 @settings(max_examples=300)

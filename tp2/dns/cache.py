@@ -73,12 +73,16 @@ class AnswerCache:
         """Keep a *reply* made from *catalog*, whose leases *wanted* have just been taken or renewed."""
         octets = len(request) + len(reply) + ENTRY_OCTETS
         if catalog is not self._made_from or self._octets + octets > MOST_OCTETS:
-            self._entries.clear()
-            self._octets = 0
+            self.clear()
             self._made_from = catalog
         renew_at = self._clock() + RENEW_EVERY if wanted else math.inf
         self._entries[request[2:]] = _Entry(reply[2:], wanted, renew_at)
         self._octets += octets
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+        self._octets = 0
 
     def __len__(self) -> int:
         return len(self._entries)

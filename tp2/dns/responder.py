@@ -10,7 +10,8 @@ A request passes these gates in order; the first that applies decides.
 5. the zone knows it                         its destinations are captured, then the answer leaves (law 1); a CNAME
                                              out of the cluster is followed first (EDNS of an unknown version:
                                              BADVERS)
-6. everything else                           forwarded
+6. everything else                           forwarded; what then does not exist may be a short name to which the
+                                             client has added an entry of its search list, which is 5 again
 
 What can be answered on the spot is, without a task. For the rest :meth:`Responder.respond` returns what to call and
 await; how many wait is bounded for each kind of waiting, so that a dead upstream does not take the cluster's names
@@ -22,7 +23,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, Protocol
 
@@ -46,7 +47,7 @@ from tp2.dns.names import BadName
 from tp2.dns.records import CLASS_IN, Type
 from tp2.dns.servers import server_text
 from tp2.dns.upstream import Reply, Upstream, UpstreamError
-from tp2.dns.zone import Answer, ZoneConfig, is_cluster_name, resolve
+from tp2.dns.zone import Answer, ZoneConfig, is_cluster_name, resolve, resolve_expanded
 from tp2.errors import Tp2Error
 from tp2.types import Wanted
 
@@ -92,6 +93,8 @@ class _Exchange:
     data: bytes
     tcp: bool
     started: float
+    # The name was asked upstream first, and has to be each time.
+    expanded: bool = False
 
     @property
     def limit(self) -> int:
@@ -116,9 +119,11 @@ class Responder:
         capture: Capture,
         upstream: Upstream,
         config: ZoneConfig,
+        why_unsynced: Callable[[], str],
     ) -> None:
         self._catalog = catalog
         self._synced = synced
+        self._why_unsynced = why_unsynced
         self._capture = capture
         self._upstream = upstream
         self._config = config
@@ -127,6 +132,11 @@ class Responder:
         self._reported: set[str] = set()
         self._cache = AnswerCache(catalog, capture.renew, time.monotonic)
         self.counters = Counters()
+
+    def set_config(self, config: ZoneConfig) -> None:
+        """Look names up like this from now on."""
+        self._config = config
+        self._cache.clear()
 
     def respond(self, data: bytes, *, tcp: bool) -> bytes | Deferred:
         """The reply to *data*, empty if there must be none; or what to call and await for it. Neither raises."""
@@ -158,13 +168,17 @@ class Responder:
                 return self._refuse(exchange, "the cluster's names are of class IN")
             return self._forward(exchange)
         if not self._synced() and is_cluster_name(query.name, self._config):
-            return self._fail(exchange, ExtendedError(Ede.NOT_READY, "tp2 has not listed the cluster's services yet"))
+            return self._fail(exchange, ExtendedError(Ede.NOT_READY, self._why_unsynced()))
         catalog = self._catalog()
         answer = resolve(query.name, query.type, catalog, self._config)
         if answer is None:
             return self._forward(exchange)
         if query.edns_version:
             return build_reply(query, Rcode.BADVERS, limit=exchange.limit)
+        return self._lead_to(exchange, answer, catalog)
+
+    def _lead_to(self, exchange: _Exchange, answer: Answer, catalog: Catalog) -> bytes | Deferred:
+        """Reply with *answer* once everything that it names can be reached."""
         if answer.chase is not None:
             return partial(self._guard, exchange, self._chase, answer, answer.chase)
         wanted = leases(answer.wanted)
@@ -185,9 +199,10 @@ class Responder:
             limit=exchange.limit,
         )
         self.counters.cluster_answers += 1
-        # A client that sends options, such as a cookie (RFC 7873), rarely sends the same ones again. And answers from
-        # the cache are not logged.
-        if not exchange.tcp and not exchange.query.options and not logger.isEnabledFor(logging.DEBUG):
+        # A client that sends options, such as a cookie (RFC 7873), rarely sends the same ones again. Answers from the
+        # cache are not logged.
+        repeatable = not exchange.expanded and not exchange.tcp and not exchange.query.options
+        if repeatable and not logger.isEnabledFor(logging.DEBUG):
             self._cache.remember(exchange.data, reply, wanted, catalog)
         exchange.log("cluster", answer.reason)
         return reply
@@ -238,6 +253,12 @@ class Responder:
             reply = await self._exchange(exchange.data, tcp=exchange.tcp)
         except UpstreamError as error:
             return self._fail(exchange, ExtendedError(error.code, error.words))
+        if reply.message[3] & 15 == Rcode.NXDOMAIN and exchange.query.klass == CLASS_IN:
+            catalog = self._catalog()
+            answer = resolve_expanded(exchange.query.name, exchange.query.type, catalog, self._config)
+            if answer is not None:
+                outcome = self._lead_to(replace(exchange, expanded=True), answer, catalog)
+                return outcome if isinstance(outcome, bytes) else await outcome()
         self.counters.forwarded += 1
         exchange.log(f"upstream {server_text(reply.server)}", "not a name of the cluster")
         if len(reply.message) > exchange.limit:

@@ -1,8 +1,9 @@
 """The sockets: requests over UDP and TCP, on loopback, on one port.
 
 Both transports are bounded. UDP holds nothing but the queries that wait (see :mod:`tp2.dns.responder`). TCP (RFC 7766)
-bounds the connections, the queries that one connection has under way, and the time that it may be silent; replies leave
-in the order in which they become ready, and one that nobody reads holds up its own connection only.
+bounds the connections, the queries that one connection has under way, and the time that it may be silent; replies
+leave in the order in which they become ready, and one that nobody reads holds up its own connection only. When there
+are too many connections, the one that has been silent for longest makes room.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from contextlib import suppress
 from typing import Any
 
 from tp2.cluster.catalog import Catalog
-from tp2.dns.datagrams import Datagrams, serve_datagrams
-from tp2.dns.responder import Capture, Counters, Deferred, Responder
+from tp2.dns.datagrams import Datagrams, Respond, serve_datagrams
+from tp2.dns.responder import Capture, Counters, Responder
 from tp2.dns.upstream import Upstream
 from tp2.dns.zone import ZoneConfig
 from tp2.errors import AddressInUse
@@ -41,6 +42,7 @@ class DnsServer:
     :param capture: makes the destinations of an answer reachable before it leaves.
     :param upstream: takes what is not the cluster's. The server does not close it.
     :param config: the cluster's domain and how the user wants names looked up.
+    :param why_unsynced: says, for the client to read, why the cluster has not been listed.
 
     ``port`` is what it listens on, 0 before :meth:`start`.
     """
@@ -53,10 +55,19 @@ class DnsServer:
         capture: Capture,
         upstream: Upstream,
         config: ZoneConfig,
+        why_unsynced: Callable[[], str] = lambda: "tp2 has not listed the cluster's services yet",
     ) -> None:
-        self._responder = Responder(catalog=catalog, synced=synced, capture=capture, upstream=upstream, config=config)
+        self._responder = Responder(
+            catalog=catalog,
+            synced=synced,
+            capture=capture,
+            upstream=upstream,
+            config=config,
+            why_unsynced=why_unsynced,
+        )
         self._tasks: set[asyncio.Task[None]] = set()
-        self._connections = 0
+        # The one that has been silent for longest is first.
+        self._connections: dict[_Connection, None] = {}
         self.port = 0
         self._closing = False
         self._datagrams: list[Datagrams] = []
@@ -68,6 +79,10 @@ class DnsServer:
     def counters(self) -> Counters:
         """What has been asked and answered so far."""
         return self._responder.counters
+
+    def set_config(self, config: ZoneConfig) -> None:
+        """Look names up like this from now on: the search list or the context has changed."""
+        self._responder.set_config(config)
 
     async def start(self, addresses: Sequence[str] = ("127.0.0.1",), port: int = 0) -> int:
         """Listen on all *addresses*, over both transports.
@@ -102,10 +117,6 @@ class DnsServer:
         self._servers.clear()
         self._datagrams.clear()
 
-    def respond(self, data: bytes, *, tcp: bool) -> bytes | Deferred:
-        """See :meth:`tp2.dns.responder.Responder.respond`."""
-        return self._responder.respond(data, tcp=tcp)
-
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run *work* until it is done or the server closes."""
         task = asyncio.get_running_loop().create_task(work)
@@ -113,32 +124,57 @@ class DnsServer:
         task.add_done_callback(self._tasks.discard)
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._closing or self._connections >= _MOST_CONNECTIONS:
+        if self._closing:
             writer.transport.abort()
             return
-        self._connections += 1
-        self.spawn(self._serve(reader, writer))
+        if len(self._connections) >= _MOST_CONNECTIONS:
+            oldest = next(iter(self._connections))
+            del self._connections[oldest]
+            oldest.abort()
+        connection = _Connection(self._responder.respond, self._heard, reader, writer)
+        self._connections[connection] = None
+        self.spawn(self._serve(connection))
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _heard(self, connection: _Connection) -> None:
+        if connection in self._connections:
+            del self._connections[connection]
+            self._connections[connection] = None
+
+    async def _serve(self, connection: _Connection) -> None:
         try:
-            await _Connection(self, reader, writer).run()
+            await connection.run()
         except* OSError:
             pass  # The client went away, or does not read: that is how connections end.
         finally:
-            self._connections -= 1
-            writer.transport.abort()
-            with suppress(OSError):
-                await writer.wait_closed()
+            self._connections.pop(connection, None)
+            await connection.close()
 
 
 class _Connection:
     """One TCP connection: requests are read one by one and answered side by side."""
 
-    def __init__(self, server: DnsServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._server = server
+    def __init__(
+        self,
+        respond: Respond,
+        heard: Callable[[_Connection], None],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self._respond = respond
+        self._heard = heard
         self._reader = reader
         self._writer = writer
         self._room = asyncio.Semaphore(_MOST_PIPELINED)
+
+    def abort(self) -> None:
+        """End at once, whatever is under way."""
+        self._writer.transport.abort()
+
+    async def close(self) -> None:
+        """Likewise, and return when it is closed."""
+        self.abort()
+        with suppress(OSError):
+            await self._writer.wait_closed()
 
     async def run(self) -> None:
         """Serve until the client ends the connection, or is silent for too long."""
@@ -148,6 +184,7 @@ class _Connection:
                 request = await self._next()
                 if request is None:
                     break  # A client may close its side when it has asked all; the group still answers it.
+                self._heard(self)
                 group.create_task(self._answer(request))
         self._writer.close()
         async with asyncio.timeout(_IDLE_TIMEOUT):
@@ -162,7 +199,7 @@ class _Connection:
             return None
 
     async def _answer(self, request: bytes) -> None:
-        reply = self._server.respond(request, tcp=True)
+        reply = self._respond(request, tcp=True)
         if not isinstance(reply, bytes):
             reply = await reply()
         if reply:

@@ -48,7 +48,6 @@ SCHEMA_VERSION = "1.1.0"
 _SCHEMA_TTL = 28800
 # RFC 1034 section 3.6.2 asks resolvers to go on, and loops to be noticed; CoreDNS gives up as early.
 _LONGEST_ALIAS_CHAIN = 8
-_PROTOCOLS = ("tcp", "udp", "sctp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +57,19 @@ class ZoneConfig:
     :param zone: the cluster's domain.
     :param namespace: the one whose services have one-label names.
     :param exclude: names that are never the cluster's, each with all names below it.
+    :param search: this machine's search list; see :func:`resolve_expanded`.
     """
 
     zone: str = "cluster.local"
     namespace: str = "default"
     exclude: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "zone", self.zone.strip(".").lower())
-        object.__setattr__(self, "namespace", self.namespace.lower())
-        object.__setattr__(self, "exclude", tuple(name.strip(".").lower() for name in self.exclude if name.strip(".")))
+        object.__setattr__(self, "zone", _normal(self.zone))
+        object.__setattr__(self, "namespace", _normal(self.namespace))
+        object.__setattr__(self, "exclude", tuple(filter(None, map(_normal, self.exclude))))
+        object.__setattr__(self, "search", tuple(filter(None, map(_normal, self.search))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,28 @@ def resolve(qname: str, qtype: int, catalog: Catalog, config: ZoneConfig) -> Ans
         return _answer_in_zone(qname, qname, qtype, catalog, config)
     if qname.endswith(".arpa"):
         return _answer_reverse(qname, qtype, catalog, config)
-    return _answer_short(qname, qtype, catalog, config)
+    return _answer_short(qname, qname, qtype, catalog, config)
+
+
+def resolve_expanded(qname: str, qtype: int, catalog: Catalog, config: ZoneConfig) -> Answer | None:
+    """Answer a question about a name that does not exist anywhere else.
+
+    A client with a search list asks for ``web.corp.example`` when its user says ``web``. Most then ask for ``web`` too,
+    but some (systemd-resolved among them) send no name of one label, and this is all that is ever heard of it.
+
+    :returns: None unless *qname* is a short name under an entry of the search list.
+    """
+    if not _excluded(qname, config):
+        for domain in config.search:
+            if qname.endswith(f".{domain}"):
+                answer = _answer_short(qname[: -len(domain) - 1], qname, qtype, catalog, config)
+                if answer is not None:
+                    return answer
+    return None
+
+
+def _normal(name: str) -> str:
+    return name.strip(".").lower()
 
 
 def _excluded(qname: str, config: ZoneConfig) -> bool:
@@ -162,17 +185,17 @@ def _answer_reverse(qname: str, qtype: int, catalog: Catalog, config: ZoneConfig
     return _answer_from(node, qname, qtype, catalog, config, _soa(qname, catalog, config))
 
 
-def _answer_short(qname: str, qtype: int, catalog: Catalog, config: ZoneConfig) -> Answer | None:
-    for expanded in _expansions(qname, config):
+def _answer_short(short: str, owner: str, qtype: int, catalog: Catalog, config: ZoneConfig) -> Answer | None:
+    """Answer for the name *short*, as a pod would understand it, under the name *owner*."""
+    for expanded in _expansions(short, config):
         labels = expanded.split(".")
         node = _find_below_service(labels, catalog, config)
         if node is not None:
-            return _answer_from(node, qname, qtype, catalog, config, _soa(qname, catalog, config))
+            return _answer_from(node, owner, qtype, catalog, config, _soa(owner, catalog, config))
         if len(labels) == 2 and catalog.service(labels[1], labels[0]) is not None:
             # The service exists but has nobody to send a client to. The SOA is the parent's: a name that does not
             # exist cannot be a zone.
-            parent = qname.partition(".")[2]
-            soa = _soa(parent, catalog, config)
+            soa = _soa(owner.partition(".")[2], catalog, config)
             return Answer(Rcode.NXDOMAIN, f"headless service {expanded} has no ready endpoint", authority=(soa,))
     return None
 
@@ -218,7 +241,7 @@ def _find_below_service(labels: list[str], catalog: Catalog, config: ZoneConfig)
         case []:
             return _find_service(service, catalog, config)
         case [protocol] if protocol.startswith("_"):
-            named = any(port.name and port.protocol.lower() == protocol[1:] for port in _ports(service, catalog))
+            named = any(port.protocol.lower() == protocol[1:] for _, port in _servers(service, catalog, config))
             return _Node("has only names below it") if named else None
         case [endpoint]:
             hosts = tuple(h for h in _endpoint_hosts(service, catalog, config) if h.name.partition(".")[0] == endpoint)
@@ -283,13 +306,6 @@ def _endpoint_hosts(service: Service, catalog: Catalog, config: ZoneConfig) -> t
         )
         for endpoint in catalog.ready_endpoints(service.namespace, service.name)
     )
-
-
-def _ports(service: Service, catalog: Catalog) -> Iterable[Port]:
-    if not service.headless:
-        return service.ports
-    ready = catalog.ready_endpoints(service.namespace, service.name)
-    return (port for endpoint in ready for port in endpoint.ports)
 
 
 def _servers(service: Service, catalog: Catalog, config: ZoneConfig) -> Iterator[tuple[_Host, Port]]:

@@ -28,7 +28,7 @@ SERVICES = (
 CATALOG = Catalog(
     services={(s.namespace, s.name): s for s in SERVICES},
     endpoints={("shop", "many"): tuple(Endpoint(f"10.1.{n >> 8}.{n & 255}", (HTTP,)) for n in range(300))},
-    namespaces=frozenset({"shop", "bulk"}),
+    namespaces=frozenset({"shop", "bulk", "dev"}),
 )
 
 

@@ -83,7 +83,8 @@ class World:
             synced=lambda: self.synced,
             capture=self.capture,
             upstream=self.upstream,
-            config=ZoneConfig(),
+            config=ZoneConfig(search=("corp.example",)),
+            why_unsynced=lambda: "services: forbidden to list",
         )
 
     async def ask(self, data: bytes, *, tcp: bool = False) -> DNSRecord:
@@ -172,7 +173,7 @@ async def test_the_clusters_names_are_not_ready_before_it_is_listed(world: World
     world.synced = False
     reply = await world.ask(request(name))
     assert reply.header.rcode == Rcode.SERVFAIL
-    assert extended_error(reply)[0] == Ede.NOT_READY
+    assert extended_error(reply) == (Ede.NOT_READY, "services: forbidden to list")
     assert world.upstream.asked == []
 
 
@@ -253,6 +254,44 @@ async def test_other_classes_and_opcodes_are_passed_on(world: World) -> None:
     update[2] |= 5 << 3
     await world.ask(bytes(update))
     assert len(world.upstream.asked) == 2
+
+
+def nxdomain(name: str) -> bytes:
+    record = DNSRecord.question(name).reply()
+    record.header.rcode = 3
+    return bytes(record.pack())
+
+
+async def test_a_name_of_the_search_list_that_exists_nowhere_else_is_the_short_name(world: World) -> None:
+    world.capture.gate.set()
+    world.upstream.replies = [nxdomain("web.shop.corp.example")] * 3
+    reply = await world.ask(request("Web.Shop.Corp.Example"))
+    assert [f"{rr.rname} {rr.rdata}" for rr in reply.rr] == ["Web.Shop.Corp.Example. 10.96.0.10"]
+    assert world.capture.captured == set(WEB)
+    six = await world.ask(request("web.shop.corp.example", "AAAA"))
+    assert (six.header.rcode, six.rr, len(six.auth)) == (Rcode.NOERROR, [], 1)
+    assert (await world.ask(request("nope.shop.corp.example"))).header.rcode == Rcode.NXDOMAIN
+
+
+async def test_a_name_of_the_search_list_that_exists_upstream_is_upstreams_each_time(world: World) -> None:
+    world.capture.gate.set()
+    found = answer("web.shop.corp.example. 60 IN A 192.0.2.1", question="web.shop.corp.example")
+    world.upstream.replies = [nxdomain("web.shop.corp.example"), found]
+    assert str((await world.ask(request("web.shop.corp.example"))).rr[0].rdata) == "10.96.0.10"
+    assert str((await world.ask(request("web.shop.corp.example"))).rr[0].rdata) == "192.0.2.1"
+
+
+async def test_names_outside_of_the_search_list_are_left_as_upstream_has_them(world: World) -> None:
+    world.upstream.replies = [nxdomain("web.shop.example")]
+    assert (await world.ask(request("web.shop.example"))).header.rcode == Rcode.NXDOMAIN
+
+
+async def test_another_configuration_counts_from_the_next_query(world: World) -> None:
+    world.capture.captured.update(WEB)
+    assert len((await world.ask(request("web.shop"))).rr) == 1
+    world.responder.set_config(ZoneConfig(exclude=("web.shop",)))
+    world.upstream.replies = [nxdomain("web.shop")]
+    assert (await world.ask(request("web.shop"))).header.rcode == Rcode.NXDOMAIN
 
 
 async def test_a_query_line_says_who_answered_and_why(world: World, caplog: pytest.LogCaptureFixture) -> None:
