@@ -29,7 +29,7 @@ from tp2.forward.client import Helper, HelperForwarder
 from tp2.parts import Parts
 from tp2.portmap.mapper import Mapper
 from tp2.portmap.table import Table
-from tp2.resolvers import Resolvers
+from tp2.resolvers import Resolvers, flush_system_cache, follow
 from tp2.runtime import RuntimeDirectory
 from tp2.settings import Settings
 from tp2.socks.connector import Connector
@@ -166,15 +166,29 @@ class Daemon:
             starting.create_task(self._stage("cluster", parts.cluster.start(START_TIMEOUT), parts.describe_cluster))
             starting.create_task(self._stage("tunnel", parts.tunnel.start(START_TIMEOUT), parts.describe_tunnel))
         stack.callback(parts.upstream.close)
-        # A redirected packet arrives at the loopback address of its own family.
-        loopback = {"::1" if ":" in address else "127.0.0.1" for address in self._resolvers.captured}
-        await parts.dns.start(sorted(loopback | {"127.0.0.1"}))
+        await parts.dns.start(_loopback_addresses())
         stack.push_async_callback(parts.dns.close)
         self._report("dns", parts.describe_dns())
+        stack.push_async_callback(lambda: flush_system_cache(parts.resolvers))
         # Pushed again, so that on the way out the rules go before anything that they lead to.
         stack.push_async_callback(parts.forwarder.close)
         await parts.forwarder.capture_dns(self._resolvers.captured, parts.dns.port)
+        await flush_system_cache(self._resolvers)
         self._report("capture", f"port 53 of {', '.join(self._resolvers.captured)}")
+        stack.callback(group.create_task(self._follow_resolvers(parts)).cancel)
+
+    async def _follow_resolvers(self, parts: Parts) -> None:
+        async def apply(resolvers: Resolvers) -> None:
+            logger.info("the nameservers are now %s", ", ".join(resolvers.captured))
+            parts.resolvers = resolvers
+            parts.upstream.set_servers(resolvers.fallback)
+            try:
+                await parts.forwarder.capture_dns(resolvers.captured, parts.dns.port)
+            except ForwarderError as error:
+                # What was captured still is; if the helper is gone, its watcher says so.
+                logger.warning("%s. %s", error, error.remedy)
+
+        await follow(self._settings, self._resolvers, apply)
 
     async def _stage(self, name: str, start: Awaitable[None], outcome: Callable[[], str]) -> None:
         await start
@@ -215,6 +229,14 @@ async def _addresses(url: str) -> set[tuple[str, int]]:
         found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
         return {(str(sockaddr[0]), port) for *_, sockaddr in found}
     return set()
+
+
+def _loopback_addresses() -> list[str]:
+    """Return the loopback addresses that this machine has: a redirected packet arrives at that of its family."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return ["127.0.0.1", "::1"]
+    return ["127.0.0.1"]
 
 
 async def _helper_lost(forwarder: HelperForwarder) -> None:

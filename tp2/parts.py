@@ -15,15 +15,18 @@ from tp2.dns.upstream import Upstream
 from tp2.forward.client import HelperForwarder
 from tp2.portmap.mapper import Mapper
 from tp2.resolvers import Resolvers
-from tp2.settings import Settings
+from tp2.settings import Settings, SocketAddress
 from tp2.socks.connector import Connector
 from tp2.socks.server import SocksServer
 from tp2.socks.tunnel import Tunnel
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Parts:
-    """Everything a daemon is made of. :mod:`tp2.daemon` builds it; nothing here starts or stops anything."""
+    """Everything a daemon is made of. :mod:`tp2.daemon` builds it; nothing here starts or stops anything.
+
+    ``resolvers`` are those in use now: they change with resolv.conf.
+    """
 
     settings: Settings
     resolvers: Resolvers
@@ -65,7 +68,7 @@ class Parts:
                 "upstream": [str(address) for address in self.resolvers.fallback],
                 **asdict(self.dns.counters),
             },
-            "socks": {"listen": str(self.settings.socks)},
+            "socks": {"listen": str(SocketAddress(*self.socks.address))},
             "mappings": {"live": len(self.mapper.table), "capacity": self.mapper.table.capacity},
             "forwarder": {"kind": self.forwarder.kind, "helper_pid": self.forwarder.pid},
         }

@@ -144,6 +144,22 @@ def laptop(box: Sandbox) -> Laptop:
     return Laptop(box)
 
 
+@pytest.fixture
+def up(laptop: Laptop) -> Iterator[Callable[..., Up]]:
+    """Brings tp2 up, with options; what a failed test leaves running is killed."""
+    started: list[Up] = []
+
+    def start(*options: str) -> Up:
+        started.append(Up(laptop, *options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            laptop.host.kill(*laptop.host.family(one.process.pid))
+            one.process.wait()
+
+
 @pytest.fixture(scope="module")
 def connected(laptop: Laptop) -> Iterator[Laptop]:
     """The laptop with tp2 up, for the tests of a module to share; it is still up after each."""

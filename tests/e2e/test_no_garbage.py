@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,39 +39,41 @@ def captured(laptop: Laptop) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("way", ["tp2 down", "SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_stopped_tp2_leaves_nothing(laptop: Laptop, way: str) -> None:
+def test_a_stopped_tp2_leaves_nothing(laptop: Laptop, up: Callable[..., Up], way: str) -> None:
     before = laptop.ruleset()
-    up = Up(laptop)
+    running = up()
     captured(laptop)
     if way == "tp2 down":
         assert laptop.tp2("down").code == 0
         # Down returns when everything is gone: nothing is waited for here.
         assert (laptop.ruleset(), processes_of_tp2(laptop)) == (before, [])
     else:
-        os.kill(up.process.pid, signal.Signals[way])
-    assert up.process.wait(20) == 0
+        os.kill(running.process.pid, signal.Signals[way])
+    assert running.process.wait(20) == 0
     assert laptop.ruleset() == before
     assert runtime_files(laptop) == []
     eventually(lambda: processes_of_tp2(laptop) == [])
 
 
 @pytest.mark.parametrize("killed", [("daemon",), ("helper",), ("daemon", "helper"), ("helper", "daemon")])
-def test_a_killed_tp2_leaves_no_rule_and_the_next_one_starts_clean(laptop: Laptop, killed: tuple[str, ...]) -> None:
+def test_a_killed_tp2_leaves_no_rule_and_the_next_one_starts_clean(
+    laptop: Laptop, up: Callable[..., Up], killed: tuple[str, ...]
+) -> None:
     before = laptop.ruleset()
-    up = Up(laptop)
+    running = up()
     pids = captured(laptop)
     assert laptop.ruleset() != before
     for name in killed:
         os.kill(pids[name], signal.SIGKILL)
     # The kernel removes the rules with the helper, and the helper goes with the daemon.
     assert eventually(lambda: laptop.ruleset() == before) < 2.0
-    code = up.process.wait(20)
+    code = running.process.wait(20)
     if killed == ("helper",):
         assert code == 6  # a daemon that captures nothing any more says so, and ends
     eventually(lambda: processes_of_tp2(laptop) == [])
     assert laptop.lookup("site.example") == ["203.0.113.80"]
 
-    again = Up(laptop)
+    again = up()
     captured(laptop)
     assert again.stop() == 0
     assert laptop.ruleset() == before
@@ -104,11 +107,11 @@ def test_a_tp2_killed_while_it_starts_leaves_no_rule(laptop: Laptop) -> None:
         eventually(lambda: laptop.ruleset() == before and processes_of_tp2(laptop) == [])
 
 
-def test_a_second_up_refuses_and_names_the_first(laptop: Laptop) -> None:
-    up = Up(laptop)
+def test_a_second_up_refuses_and_names_the_first(laptop: Laptop, up: Callable[..., Up]) -> None:
+    running = up()
     second = laptop.run(*laptop.box.up_command())
     assert second.code == 4
-    assert f"process {up.process.pid}" in second.stderr
+    assert f"process {running.process.pid}" in second.stderr
     elsewhere = {**laptop.box.environment, "TP2_RUNTIME_DIR": str(laptop.box.directory / "elsewhere")}
     third = subprocess.run(
         [*laptop.host.command(), *laptop.box.up_command()], env=elsewhere, capture_output=True, text=True, check=False
@@ -117,7 +120,7 @@ def test_a_second_up_refuses_and_names_the_first(laptop: Laptop) -> None:
     assert "another tp2 captures in this network namespace" in third.stderr
     # Neither has disturbed the first.
     captured(laptop)
-    assert up.stop() == 0
+    assert running.stop() == 0
 
 
 def test_detach_returns_at_ready_and_down_ends_it(laptop: Laptop) -> None:
@@ -140,10 +143,10 @@ def test_without_a_running_tp2_the_commands_say_so(laptop: Laptop) -> None:
         assert "tp2 up" in done.stderr
 
 
-def test_the_runtime_files_are_the_users_alone(laptop: Laptop) -> None:
-    up = Up(laptop)
+def test_the_runtime_files_are_the_users_alone(laptop: Laptop, up: Callable[..., Up]) -> None:
+    running = up()
     directory = Path(laptop.box.environment["TP2_RUNTIME_DIR"])
     assert directory.stat().st_mode & 0o077 == 0
     for path in directory.iterdir():
         assert path.stat().st_mode & 0o177 == 0, path
-    assert up.stop() == 0
+    assert running.stop() == 0

@@ -216,12 +216,15 @@ class Sandbox:
         self.cluster.shell("ip route add default via 198.51.100.1")
         self.internet.shell(f"""
             echo 1 >/proc/sys/net/ipv4/ip_forward
-            ip addr add {NAMESERVER}/32 dev lo
             ip addr add {SITE_ADDRESS}/32 dev lo
             ip route add unreachable 10.0.0.0/8""")
-        self.laptop.replace_file("/etc/resolv.conf", f"nameserver {NAMESERVER}")
-        self.laptop.replace_file("/etc/hosts", "127.0.0.1 localhost laptop")
-        self.laptop.replace_file("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns")
+        self.laptop.own_etc(
+            {
+                "resolv.conf": f"nameserver {NAMESERVER}\n",
+                "hosts": "127.0.0.1 localhost laptop\n",
+                "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+            }
+        )
 
     def _make_keys(self) -> None:
         for name in ("identity", "host_key"):
@@ -231,15 +234,21 @@ class Sandbox:
             key.write_private_key(path)
             key.write_public_key(path.with_suffix(".pub"))
 
-    def _start_internet(self) -> None:
-        self.internet.start(
+    def start_nameserver(self, address: str) -> subprocess.Popen[Any]:
+        """Start a nameserver of the internet on one of its addresses; return when it answers."""
+        self.internet.run("ip", "addr", "replace", f"{address}/32", "dev", "lo")
+        process = self.internet.start(
             *("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file", "--user=", "--group="),
-            *("--no-resolv", "--no-hosts", "--bind-interfaces", f"--listen-address={NAMESERVER}"),
+            *("--no-resolv", "--no-hosts", "--bind-interfaces", f"--listen-address={address}"),
             # The rest of the world does not exist: NXDOMAIN.
             *(f"--address=/{SITE}/{SITE_ADDRESS}", "--local=/#/"),
             stdin=subprocess.DEVNULL,
         )
-        self.internet.wait_listening(NAMESERVER, 53)
+        self.internet.wait_listening(address, 53)
+        return process
+
+    def _start_internet(self) -> None:
+        self.start_nameserver(NAMESERVER)
         self._python(self.internet, "tp2.sandbox.services", f"http:{SITE}:{SITE_ADDRESS}:80")
 
     def _python(self, host: Host, module: str, *arguments: str) -> subprocess.Popen[Any]:

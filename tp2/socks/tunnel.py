@@ -310,8 +310,10 @@ class Tunnel:
         if state != self._state:
             self._state = state
             self._since = time.time()
+            # Coming up and going down is said elsewhere; what the user should hear of is a loss, and its end.
+            level = logging.INFO if state == "connected" and self._reconnects else logging.DEBUG
             logger.log(
-                logging.WARNING if state in ("reconnecting", "failed") else logging.INFO,
+                logging.WARNING if state in ("reconnecting", "failed") else level,
                 "tunnel to %s: %s%s",
                 self._endpoint,
                 state,

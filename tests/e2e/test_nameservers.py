@@ -1,0 +1,87 @@
+"""The laptop's nameservers change, and die and return: nobody's lookup fails for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tests.e2e.conftest import CLIENTS, Laptop, Up, eventually
+from tp2.sandbox.box import NAMESERVER, SITE, SITE_ADDRESS
+
+OTHER = "192.0.2.54"
+
+
+@contextmanager
+def lookups(laptop: Laptop) -> Iterator[list[str]]:
+    """Many lookups of cluster names and others in the background; what failed is in the list afterwards."""
+    failures: list[str] = []
+    names = [f"{SITE}={SITE_ADDRESS}", "web.shop=10.96.1.1"]
+    process = laptop.host.start(
+        *(sys.executable, str(CLIENTS / "resolve.py"), *names),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    yield failures
+    output, _ = process.communicate("", timeout=60)
+    *failed, last = output.splitlines()
+    failures += failed
+    assert int(last.split()[0]) > 50, last
+
+
+def point_at(laptop: Laptop, *addresses: str) -> None:
+    laptop.host.write_etc("resolv.conf", "".join(f"nameserver {address}\n" for address in addresses))
+
+
+def test_a_changed_nameserver_is_followed_within_a_second_and_no_lookup_fails(
+    laptop: Laptop, up: Callable[..., Up]
+) -> None:
+    laptop.box.start_nameserver(OTHER)
+    running = up()
+    with lookups(laptop) as failures:
+        for new in (OTHER, NAMESERVER, OTHER):
+            point_at(laptop, new)
+            took = eventually(lambda new=new: laptop.status()["dns"]["upstream"] == [f"{new}:53"])  # type: ignore[misc]
+            assert took < 1.0, new
+            assert new in laptop.status()["dns"]["captured"]
+            assert laptop.curl("http://web.shop/") == "this is web.shop, port 80\n"
+    assert failures == []
+    # Who still asks the former one is answered as well.
+    assert laptop.lookup("web.shop", "A", f"@{NAMESERVER}") == ["10.96.1.1"]
+    point_at(laptop, NAMESERVER)
+    assert running.stop() == 0
+
+
+def test_a_nameserver_that_dies_is_replaced_by_the_next_and_may_return(laptop: Laptop, up: Callable[..., Up]) -> None:
+    third = laptop.box.start_nameserver("192.0.2.55")
+    point_at(laptop, "192.0.2.55", NAMESERVER)
+    running = up()
+    with lookups(laptop) as failures:
+        assert laptop.lookup(SITE) == [SITE_ADDRESS]
+        third.kill()
+        third.wait()
+        assert laptop.lookup(SITE) == [SITE_ADDRESS]
+        laptop.box.start_nameserver("192.0.2.55")
+        assert laptop.lookup(SITE) == [SITE_ADDRESS]
+    assert failures == []
+    point_at(laptop, NAMESERVER)
+    assert running.stop() == 0
+
+
+def test_without_any_nameserver_the_cluster_still_answers_and_others_are_told_why(
+    laptop: Laptop, up: Callable[..., Up]
+) -> None:
+    point_at(laptop, "192.0.2.56")  # nobody is there
+    running = up()
+    assert laptop.lookup("web.shop") == ["10.96.1.1"]
+    answer = laptop.run("dig", "+tries=1", "+timeout=15", SITE).stdout
+    assert "status: SERVFAIL" in answer
+    assert "EDE: " in answer
+    assert "192.0.2.56" in answer
+    point_at(laptop, NAMESERVER)
+    eventually(lambda: laptop.lookup(SITE) == [SITE_ADDRESS])
+    assert running.stop() == 0
