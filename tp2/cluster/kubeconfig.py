@@ -13,9 +13,10 @@ from __future__ import annotations
 import base64
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from tp2 import __version__
@@ -43,24 +44,20 @@ class Access:
     context: str
     server: str
     namespace: str
-    _log_in: Callable[[Configuration], Awaitable[None]] = field(repr=False)
+    _log_in: Callable[[Configuration], Awaitable[ApiClient]] = field(repr=False)
 
     async def connect(self) -> ApiClient:
         """A new client with fresh credentials; the caller closes it. It does not talk to the server yet.
 
-        The client's TLS material is loaded from temporary files that are gone when this returns, so that a
-        killed tp2 leaves no key behind.
-
         :raises ClusterError: the credentials cannot be had: a file is missing, a plugin failed.
         """
-        from kubernetes_asyncio.client import ApiClient, Configuration
+        from kubernetes_asyncio.client import Configuration
 
         configuration = Configuration()
         # Python 3.13 asks more of certificates (RFC 5280 extensions) than kubectl does and many clusters have.
         configuration.disable_strict_ssl_verification = True
         try:
-            await self._log_in(configuration)
-            client = ApiClient(configuration)
+            client = await self._log_in(configuration)
         except ClusterError:
             raise
         except Exception as error:
@@ -70,8 +67,6 @@ class Access:
                 " ".join(str(error).split()) or type(error).__name__,
                 f"check that `kubectl --context {self.context} get services` works; if it does not, log in again",
             ) from error
-        finally:
-            _remove_temporary_files()
         client.user_agent = f"tp2/{__version__}"
         return client
 
@@ -127,27 +122,38 @@ def _from_files(paths: list[Path], context: str | None, *, all_must_exist: bool)
             chosen.server,
         )
 
-    async def log_in(configuration: Configuration) -> None:
+    async def log_in(configuration: Configuration) -> ApiClient:
         # Read again: a login in the meantime has put new credentials there.
-        await _log_in_with(select(paths, chosen.context, all_must_exist=all_must_exist), configuration)
+        return await _client_of(select(paths, chosen.context, all_must_exist=all_must_exist), configuration)
 
     return Access(chosen.context, chosen.server, chosen.namespace, log_in)
 
 
-async def _log_in_with(chosen: Selection, configuration: Configuration) -> None:
+async def _client_of(chosen: Selection, configuration: Configuration) -> ApiClient:
+    from kubernetes_asyncio.client import ApiClient
     from kubernetes_asyncio.config import load_kube_config_from_dict
 
     user = {key: value for key, value in chosen.user.items() if key != "exec"}
     if isinstance(plugin := chosen.user.get("exec"), dict):
-        given = await credentials(plugin, chosen.context)
-        # The library expects what kubeconfigs have: base64 around PEM. Plugins give PEM.
-        user |= {key: value if key == "token" else _base64(value) for key, value in given.items()}
-    document = replace(chosen, user=user).as_kubeconfig()
-    await load_kube_config_from_dict(document, client_configuration=configuration)
+        user |= await credentials(plugin, chosen.context)
+    # OpenSSL takes keys from files only. kubernetes_asyncio would write them too, but leaves them, open, until Python
+    # ends: a killed tp2 would leave a key behind. These are gone as soon as the client has read them.
+    with TemporaryDirectory(prefix="tp2-") as name:
+        directory = Path(name)
+        selection = replace(chosen, cluster=_in_files(chosen.cluster, directory), user=_in_files(user, directory))
+        await load_kube_config_from_dict(selection.as_kubeconfig(), client_configuration=configuration)
+        return ApiClient(configuration)
 
 
-def _base64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
+def _in_files(fields: Mapping[str, object], directory: Path) -> dict[str, object]:
+    """Put what stands in ``X-data`` (base64) of a cluster or user into a file, and name that in ``X``."""
+    changed = dict(fields)
+    for key in fields:
+        if key.endswith("-data"):
+            path = directory / key.removesuffix("-data")
+            path.write_bytes(base64.b64decode(str(changed.pop(key))))
+            changed[path.name] = str(path)
+    return changed
 
 
 def _from_service_account() -> Access:
@@ -157,11 +163,13 @@ def _from_service_account() -> Access:
     except OSError:
         namespace = ""
 
-    async def log_in(configuration: Configuration) -> None:
+    async def log_in(configuration: Configuration) -> ApiClient:
+        from kubernetes_asyncio.client import ApiClient
         from kubernetes_asyncio.config import ConfigException, load_incluster_config
 
         try:
             load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+            return ApiClient(configuration)
         except (ConfigException, OSError) as error:
             raise ClusterError(
                 "the pod's service account cannot be used",
@@ -171,13 +179,3 @@ def _from_service_account() -> Access:
 
     authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return Access("in-cluster", f"https://{authority}", namespace or "default", log_in)
-
-
-def _remove_temporary_files() -> None:
-    """kubernetes_asyncio writes keys from a kubeconfig to files, for OpenSSL to read, and keeps them until Python
-    exits; they are needed until the client exists. Its exit handler is the one thing that knows where they are."""
-    from kubernetes_asyncio.config import kube_config
-
-    clean_up = getattr(kube_config, "_cleanup_temp_files", None)
-    if clean_up is not None:
-        clean_up()

@@ -10,6 +10,7 @@ https://kubernetes.io/docs/reference/access-authn-authz/authentication/#client-g
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import logging
 import os
@@ -32,7 +33,8 @@ _CREDENTIALS = {
 
 
 async def credentials(plugin: dict[str, Any], context: str) -> dict[str, str]:
-    """Run *plugin*, a kubeconfig's ``exec``, and return what it gives: ``token``, or certificate and key as PEM.
+    """Run *plugin*, a kubeconfig's ``exec``, and return what it gives as fields of a kubeconfig's user: ``token``, or
+    ``client-certificate-data`` and ``client-key-data``.
 
     :raises ClusterError: it cannot be run, failed, took too long or gave no credentials.
     """
@@ -91,6 +93,9 @@ def _parsed(output: bytes, context: str, command: str) -> dict[str, str]:
     status = document.get("status") if isinstance(document, dict) else None
     given = status if isinstance(status, dict) else {}
     found = {ours: given[theirs] for theirs, ours in _CREDENTIALS.items() if isinstance(given.get(theirs), str)}
+    for key in found.keys() - {"token"}:
+        # Plugins give PEM; a kubeconfig has base64 around it.
+        found[key] = base64.b64encode(found[key].encode()).decode()
     if "token" in found or {"client-certificate-data", "client-key-data"} <= found.keys():
         return found
     raise _failed(context, command, "it printed no ExecCredential with a token or a certificate and its key")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ from aiohttp import web
 from tp2.sandbox.kubeapi_store import RESOURCES, Object, Resource, StatusError, Store
 from tp2.sandbox.kubeapi_watch import Watch
 from tp2.sandbox.tls import KeyPair, issue
+
+logger = logging.getLogger(__name__)
 
 USER = "system:serviceaccount:shop:sandbox"
 
@@ -286,14 +289,17 @@ class KubeApi:
         bookmarks = request.query.get("allowWatchBookmarks") in ("1", "true")
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         response.enable_chunked_encoding()
-        await response.prepare(request)
         watch = Watch(self.store, target.resource, target.namespace, version, seconds, bookmarks=bookmarks)
-        self._watches.add(watch)
-        self.store.listeners.add(watch.wake)
+        cut = False
         try:
+            await response.prepare(request)
+            self._watches.add(watch)
+            self.store.listeners.add(watch.wake)
             async with self._watching:
                 self._watching.notify_all()
             cut = await watch.run(response)
+        except ConnectionResetError:
+            logger.debug("the client of a watch of %s went away", target.resource.plural)
         finally:
             self.store.listeners.discard(watch.wake)
             self._watches.discard(watch)

@@ -18,7 +18,7 @@ from tp2.cluster.kubeconfig import Access
 from tp2.cluster.lines import LineTooLong
 
 
-async def no_login(configuration: Any) -> None:
+async def no_login(configuration: Any) -> Any:
     raise AssertionError("no test logs in")
 
 

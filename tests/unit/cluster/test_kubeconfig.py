@@ -97,10 +97,13 @@ async def test_a_client_certificate_leaves_no_key_behind(
     user = {"client-certificate-data": data(me.certificate), "client-key-data": data(me.key)}
     ca = {"certificate-authority-data": data(authority.certificate)}
     access = load(write(tmp_path / "config", user, **ca), None)
-    for _ in range(2):
+    open_files = None
+    for _ in range(3):
         client = await access.connect()
         await client.close()
         assert list(temporary_directory.iterdir()) == []
+        before, open_files = open_files, len(list(Path("/dev/fd").iterdir()))
+        assert before in (None, open_files)
 
 
 async def test_a_certificate_authority_that_is_none(tmp_path: Path, temporary_directory: Path) -> None:
