@@ -31,6 +31,7 @@ from tp2.sandbox.box import Sandbox
 class Effort:
     """How much is measured.
 
+    :param starts: rounds of those figures that start tp2 anew in each.
     :param seconds: that one run of dnsperf takes.
     :param small: services of the small cluster; likewise *middle* and *large*.
     :param many: how many names of the large cluster are asked for, where it is not as many as the small one has. Each
@@ -40,8 +41,9 @@ class Effort:
     :param changes: objects that are created and deleted in each round.
     """
 
-    rounds: int = 5
-    seconds: float = 3.0
+    rounds: int = 7
+    starts: int = 5
+    seconds: float = 2.0
     small: int = 100
     middle: int = 1_000
     large: int = 10_000
@@ -52,7 +54,9 @@ class Effort:
 
 
 #: For tests of the bench itself: its figures mean nothing.
-QUICK: Final = Effort(rounds=2, seconds=0.3, small=20, middle=50, large=200, many=100, fresh=10, burst=20, changes=1)
+QUICK: Final = Effort(
+    rounds=2, starts=2, seconds=0.3, small=20, middle=50, large=200, many=100, fresh=10, burst=20, changes=1
+)
 
 #: Queries a second at which latencies are taken: well below what either server can do, since at full speed it is
 #: the length of dnsperf's own queue that is measured.
@@ -188,7 +192,7 @@ def _sync(effort: Effort, small: Sandbox, large: Sandbox) -> list[Figure]:
         _who(effort.large): partial(up, effort.large, large),
         LISTING: listing,
     }
-    found = alternate(effort.rounds, contenders)
+    found = alternate(effort.starts, contenders)
     seconds = {who: [run[0] for run in runs] for who, runs in found.items()}
     memory = {who: [run[1] for run in runs] for who, runs in found.items() if who != LISTING}
     return [

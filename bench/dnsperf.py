@@ -113,7 +113,7 @@ def _count(text: str, key: str) -> int:
 
 
 def _field(text: str, key: str) -> str:
-    match = re.search(rf"^\s*{re.escape(key)}:\s+(.*)$", text, re.MULTILINE)
+    match = re.search(rf"^\s*{re.escape(key)}:[ \t]*(.*)$", text, re.MULTILINE)
     if match is None:
         raise ValueError(f"dnsperf did not print {key!r}")
     return match[1]
