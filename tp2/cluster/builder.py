@@ -41,7 +41,8 @@ class CatalogBuilder:
         self._endpoints_at: dict[str, dict[Key, tuple[Endpoint, ...]]] = {}
         self._dirty: dict[Key, None] = {}
         self._dirty_namespaces = False
-        self._catalog = Catalog()
+        # Generation 0 is the catalog of a cluster that nothing is known of yet: an empty cluster is something else.
+        self._catalog = Catalog(generation=1)
 
     def replace(self, kind: str, namespace: str | None, items: object) -> None:
         """Take *items* as all there is of *kind* (in *namespace*, or anywhere if None): what is not in them is gone."""

@@ -55,7 +55,8 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """A snapshot. ``generation`` grows with every change, so readers may cache against it.
+    """A snapshot. ``generation`` grows with every change, so readers may cache against it; it is 0 as long as
+    nothing is known.
 
     Services and endpoints are found by ``(namespace, name)`` of the service. Endpoints of all slices of a service
     stand together, without duplicates; those of slices whose service is unknown are left out, and a service

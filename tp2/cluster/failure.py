@@ -87,6 +87,9 @@ def _api(error: ApiError, access: Access, plural: str, namespace: str | None) ->
         remedy = f"ask for the right to list and watch services and endpointslices {where}"
         if namespace is None:
             remedy += ", or name the namespaces that you may read with --namespace"
+        if '"system:anonymous"' in error.message:
+            # Where anonymous access is on, as it is by default, no credentials are not 401 but nobody's rights.
+            remedy = f"log in: the user of context {access.context!r} has no credentials in the kubeconfig"
         return Failure(ClusterError(f"{plural} {where} may not be listed", error.message, remedy), NOT_AT_ALL)
     what = f"the Kubernetes API at {access.server} cannot list {plural} {where}"
     why = f"{error.status} {error.message}"

@@ -55,6 +55,17 @@ async def test_what_is_there_at_the_start_is_in_the_catalog(lab: Lab) -> None:
         }
 
 
+async def test_an_empty_cluster_is_known_to_be_empty(lab: Lab) -> None:
+    lab.api.forbid("namespaces")
+    cluster = Cluster(lab.access(), namespaces=["nothing-there"])
+    assert cluster.catalog.generation == 0
+    await cluster.start(DEADLINE)
+    assert cluster.catalog.generation > 0
+    assert cluster.catalog.services == {}
+    assert cluster.status()["synced"]
+    await cluster.close()
+
+
 async def test_services_appear_change_and_disappear(lab: Lab) -> None:
     async with lab.followed() as followed:
         store = lab.api.store

@@ -131,6 +131,10 @@ def test_403_is_told_in_the_words_of_rbac() -> None:
     assert "--namespace" not in failure.error.remedy
 
 
+def test_403_for_nobody_asks_for_a_login() -> None:
+    assert explained(api_error("error-403-anonymous.json")).error.remedy.startswith("log in")
+
+
 def test_a_server_that_is_no_kubernetes_api() -> None:
     for error in (api_error("error-404-unknown-resource.json"), NotKubernetes("hello")):
         assert explained(error).patience == NOT_AT_ALL
