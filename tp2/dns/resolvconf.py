@@ -12,9 +12,6 @@ no directory tells: a file that is mounted on its own, as in containers, and a c
 from __future__ import annotations
 
 import ipaddress
-import logging
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,71 +83,6 @@ def read(path: Path) -> ResolvConf:
             error.strerror or str(error),
             "name the nameservers with --dns and --fallback, or make the file readable",
         ) from error
-
-
-async def watch(path: Path) -> AsyncGenerator[ResolvConf, None]:
-    """Yield what *path* says now, and then whenever it says something else, until the iterator is closed.
-
-    A file that is missing or names no nameserver says nothing: it is being written, or the machine is offline.
-    """
-    from watchfiles import awatch
-
-    # It would tell of every change in /run.
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)
-    last: ResolvConf | None = None
-    while True:
-        directories = chain_directories(path)
-        changes = awatch(
-            *directories,
-            watch_filter=None,
-            debounce=_BUNCH_MS,
-            step=_QUIET_MS,
-            rust_timeout=_LOOK_EVERY_MS,
-            yield_on_timeout=True,
-            recursive=False,
-            ignore_permission_denied=True,
-        )
-        async with aclosing(changes):
-            follow = True
-            while follow:
-                conf = _read_if_usable(path)
-                if conf is not None and conf != last:
-                    last = conf
-                    yield conf
-                follow = directories == chain_directories(path)
-                if follow:
-                    try:
-                        await anext(changes)
-                    except (StopAsyncIteration, OSError):
-                        break
-
-
-def chain_directories(path: Path) -> tuple[Path, ...]:
-    """The directories in which a change can change what *path* leads to: those of every link of its chain.
-
-    Of a directory that does not exist, the nearest one above it that does.
-    """
-    directories: list[Path] = []
-    current = path.absolute()
-    for _ in range(_LONGEST_CHAIN):
-        parent = current.parent
-        while not parent.is_dir():
-            parent = parent.parent
-        directories.append(parent.resolve())
-        try:
-            target = current.readlink()
-        except OSError:
-            break
-        current = current.parent.resolve() / target
-    return tuple(dict.fromkeys(directories))
-
-
-def _read_if_usable(path: Path) -> ResolvConf | None:
-    try:
-        conf = read(path)
-    except Tp2Error:
-        return None
-    return conf if conf.nameservers else None
 
 
 def _before_comment(line: str) -> str:

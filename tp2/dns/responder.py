@@ -3,7 +3,7 @@
 A request passes these gates in order; the first that applies decides.
 
 1. not a request                             FORMERR, or nothing at all
-2. another opcode than QUERY                 forwarded
+2. another opcode than QUERY                 forwarded, unless it is about the cluster
 3. a zone transfer; the cluster's name in    refused
    another class than IN
 4. the cluster's name, but not listed yet    SERVFAIL, "not ready"
@@ -160,6 +160,8 @@ class Responder:
     def _decide(self, exchange: _Exchange) -> bytes | Deferred:
         query = exchange.query
         if query.opcode != OPCODE_QUERY:
+            if is_cluster_name(query.name, self._config):
+                return self._refuse(exchange, "the cluster's names can only be asked for", Rcode.NOTIMP)
             return self._forward(exchange)
         if query.type in (Type.AXFR, Type.IXFR):
             return self._refuse(exchange, "zone transfers are not passed on")
@@ -286,11 +288,11 @@ class Responder:
         except Exception as error:  # noqa: BLE001 - a query must not end the server
             return self._unforeseen(exchange.data, exchange.tcp, error)
 
-    def _refuse(self, exchange: _Exchange, why: str) -> bytes:
+    def _refuse(self, exchange: _Exchange, why: str, rcode: Rcode = Rcode.REFUSED) -> bytes:
         self.counters.failures += 1
         exchange.log("refused", why)
         error = ExtendedError(Ede.NOT_SUPPORTED, why)
-        return build_reply(exchange.query, Rcode.REFUSED, error=error, limit=exchange.limit)
+        return build_reply(exchange.query, rcode, error=error, limit=exchange.limit)
 
     def _fail(self, exchange: _Exchange, error: ExtendedError) -> bytes:
         self.counters.failures += 1

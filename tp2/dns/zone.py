@@ -6,7 +6,7 @@ zone:
 
 1.  (the zone itself)                            SOA, NS
 2.  ``dns-version``                              TXT
-3.  ``ns.dns``                                   A, AAAA of the cluster's own DNS service
+3.  ``ns.dns``                                   A, AAAA: where DNS is served
 4.  ``dns``, ``svc``, ``pod``                    nothing, but there are names below
 5.  NAMESPACE ``.svc``, NAMESPACE ``.pod``       likewise
 6.  SERVICE.NAMESPACE ``.svc``                   A, AAAA, SRV of all named ports; or CNAME (ExternalName)
@@ -58,12 +58,14 @@ class ZoneConfig:
     :param namespace: the one whose services have one-label names.
     :param exclude: names that are never the cluster's, each with all names below it.
     :param search: this machine's search list; see :func:`resolve_expanded`.
+    :param name_servers: the addresses under which clients reach tp2's DNS: those of the zone's NS record.
     """
 
     zone: str = "cluster.local"
     namespace: str = "default"
     exclude: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
+    name_servers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "zone", _normal(self.zone))
@@ -217,7 +219,7 @@ def _find(qname: str, catalog: Catalog, config: ZoneConfig) -> _Node | None:
         case ["dns-version"]:
             return _Node("schema version", records=(text_record(qname, Type.TXT, _SCHEMA_TTL, SCHEMA_VERSION),))
         case ["ns", "dns"]:
-            return _Node("the cluster's DNS", hosts=tuple(_name_server_hosts(catalog, config)))
+            return _Node("the name server", hosts=tuple(_name_server_hosts(catalog, config)))
         case ["dns"] | ["svc"] | ["pod"]:
             return _Node("has only names below it")
         case [namespace, "svc" | "pod"]:
@@ -282,10 +284,13 @@ def _find_pod(qname: str, dashed: str, namespace: str, catalog: Catalog) -> _Nod
 
 
 def _name_server_hosts(catalog: Catalog, config: ZoneConfig) -> Iterable[_Host]:
-    """Where a client can ask the cluster itself: every distribution calls that service kube-dns."""
+    """Where a client can ask about the zone: tp2, else the cluster, where every distribution has a kube-dns."""
+    name = _name_server(config)
+    if config.name_servers:
+        return (_Host(name, name, address, ()) for address in config.name_servers)
     service = catalog.service("kube-system", "kube-dns")
     hosts = _cluster_hosts(service, config) if service is not None else ()
-    return (host._replace(name=_name_server(config)) for host in hosts)
+    return (host._replace(name=name) for host in hosts)
 
 
 def _cluster_hosts(service: Service, config: ZoneConfig) -> tuple[_Host, ...]:

@@ -172,8 +172,9 @@ async def test_another_server_takes_over_and_servers_can_be_replaced(
     assert await world.dig("www.example.test") == ["192.0.2.1"]
 
 
-async def test_ids_and_ports_of_upstream_queries_do_not_repeat(make_world: MakeWorld) -> None:
-    upstream, address = await start_scripted(lambda data, _: [good(data)])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_ids_and_ports_of_upstream_queries_do_not_repeat(make_world: MakeWorld, host: str) -> None:
+    upstream, address = await start_scripted(lambda data, _: [good(data)], host)
     world = await make_world(address)
     for _ in range(30):
         assert (await ask(world.port, request("www.example.test", ident=77))).header.id == 77

@@ -177,9 +177,11 @@ class Scripted(asyncio.DatagramProtocol):
             self.transport.sendto(reply, addr)
 
 
-async def start_scripted(script: Callable[[bytes, int], list[bytes]]) -> tuple[Scripted, tuple[str, int]]:
+async def start_scripted(
+    script: Callable[[bytes, int], list[bytes]], host: str = "127.0.0.1"
+) -> tuple[Scripted, tuple[str, int]]:
     loop = asyncio.get_running_loop()
-    transport, protocol = await loop.create_datagram_endpoint(lambda: Scripted(script), local_addr=("127.0.0.1", 0))
+    transport, protocol = await loop.create_datagram_endpoint(lambda: Scripted(script), local_addr=(host, 0))
     return protocol, transport.get_extra_info("sockname")[:2]
 
 

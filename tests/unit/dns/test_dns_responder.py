@@ -254,6 +254,10 @@ async def test_other_classes_and_opcodes_are_passed_on(world: World) -> None:
     update[2] |= 5 << 3
     await world.ask(bytes(update))
     assert len(world.upstream.asked) == 2
+    update = bytearray(request("cluster.local", "SOA"))
+    update[2] |= 5 << 3
+    assert (await world.ask(bytes(update))).header.rcode == Rcode.NOTIMP
+    assert len(world.upstream.asked) == 2
 
 
 def nxdomain(name: str) -> bytes:

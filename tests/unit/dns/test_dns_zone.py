@@ -423,6 +423,16 @@ def test_the_apex_has_soa_and_ns() -> None:
     assert texts(ask("ns.dns.cluster.local").answers) == ["ns.dns.cluster.local. 5 A 10.96.0.53"]
 
 
+def test_the_name_server_is_where_clients_reach_tp2_if_that_is_known() -> None:
+    config = ZoneConfig(name_servers=("192.0.2.53", "2001:db8::53"))
+    ns = ask("cluster.local", Type.NS, config)
+    assert texts(ns.additional) == ["ns.dns.cluster.local. 5 A 192.0.2.53", "ns.dns.cluster.local. 5 AAAA 2001:db8::53"]
+    assert ns.wanted == ()
+    assert texts(ask("ns.dns.cluster.local", Type.AAAA, config).answers) == [
+        "ns.dns.cluster.local. 5 AAAA 2001:db8::53"
+    ]
+
+
 @pytest.mark.parametrize("name", ["web.shop.svc.cluster.local", "cluster.local", "web.shop", "shop.svc.cluster.local"])
 def test_any_gets_a_refusal_that_fits_every_packet(name: str) -> None:
     assert texts(ask(name, Type.ANY).answers) == [rf"{name}. 5 HINFO \# 9 {RFC8482}"]
