@@ -1,12 +1,7 @@
-"""resolv.conf: which nameservers, search list and options this machine uses, now and after each change.
+"""resolv.conf: which nameservers, search list and options this machine uses.
 
 :func:`parse` is pure and reads what glibc reads (resolv.conf(5)): unknown and broken lines are passed over, as every
 resolver does, because a file that works for the user's programs must not stop tp2.
-
-:func:`watch` follows the file through whatever keeps it. It is written in place by some, replaced by a rename by
-others, and often a chain of symlinks of which any may be pointed elsewhere. So the directories of the whole chain are
-watched, not the file, and the chain is walked again after every change. A look at the file twice a second covers what
-no directory tells: a file that is mounted on its own, as in containers, and a change just before the watch begins.
 """
 
 from __future__ import annotations
@@ -16,12 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tp2.errors import Tp2Error
-
-# Changes come in bunches: so many milliseconds of quiet end one, and so many at most are waited for that.
-_QUIET_MS = 20
-_BUNCH_MS = 200
-_LOOK_EVERY_MS = 500
-_LONGEST_CHAIN = 40
 
 
 @dataclass(frozen=True, slots=True)
