@@ -55,7 +55,7 @@ class Effort:
 
 #: For tests of the bench itself: its figures mean nothing.
 QUICK: Final = Effort(
-    rounds=2, starts=2, seconds=0.3, small=20, middle=50, large=200, many=100, fresh=10, burst=20, changes=1
+    rounds=1, starts=1, seconds=0.2, small=20, middle=50, large=200, many=100, fresh=10, burst=20, changes=1
 )
 
 #: Queries a second at which latencies are taken: well below what either server can do, since at full speed it is
