@@ -21,6 +21,7 @@ from typing import Final
 
 from tp2.dns import resolvconf
 from tp2.errors import Tp2Error
+from tp2.filewatch import watching
 from tp2.settings import Settings, SocketAddress
 
 logger = logging.getLogger(__name__)
@@ -86,13 +87,10 @@ async def follow(
 
     A file that is missing, empty or unreadable changes nothing: it is being written, or the machine is offline.
     """
-    changed = asyncio.Event()
-    async with asyncio.TaskGroup() as group:
-        for file in (path, uplinks):
-            group.create_task(_watch(file, changed))
-        applied = current
-        former: dict[str, float] = {}
-        clock = asyncio.get_running_loop().time
+    applied = current
+    former: dict[str, float] = {}
+    clock = asyncio.get_running_loop().time
+    async with watching([path, uplinks]) as changed:
         while True:
             await _wait(changed, min(former.values()) - clock() if former else None)
             try:
@@ -123,11 +121,6 @@ async def flush_system_cache(resolvers: Resolvers) -> None:
         code = await process.wait()
     if code:
         logger.debug("resolvectl flush-caches ended with %d; old answers go when their time is up", code)
-
-
-async def _watch(path: Path, changed: asyncio.Event) -> None:
-    async for _ in resolvconf.watch(path):
-        changed.set()
 
 
 async def _wait(event: asyncio.Event, seconds: float | None) -> None:

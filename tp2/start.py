@@ -26,12 +26,10 @@ from tp2.settings import Mode, Settings
 #: What the daemon would import as it goes. It may then have become a user who cannot read root's installation of
 #: tp2; and the Kubernetes client, which takes most of a second, is better imported while the helper starts.
 _NEEDED_LATER: Final = (
-    "anyio._backends._asyncio",
     "concurrent.futures.thread",
     "encodings.idna",
     "kubernetes_asyncio.client",
     "kubernetes_asyncio.config",
-    "watchfiles",
 )
 
 
