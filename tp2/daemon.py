@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 START_TIMEOUT: Final = 15.0
 
 #: Descriptors kept back from the mappings: for the tunnel, the watches, upstream queries and the SOCKS server.
-RESERVED_DESCRIPTORS: Final = 512
+RESERVED_DESCRIPTORS: Final = 1024
 
 #: None where there is no uvloop (no wheel for the platform): asyncio's own loop is slower, but the same.
 LOOP_FACTORY: Final = uvloop.new_event_loop if uvloop is not None else None
@@ -142,14 +142,33 @@ class Daemon:
             synced=lambda: cluster.catalog.generation > 0,
             capture=mapper,
             upstream=upstream,
-            config=ZoneConfig(
-                zone=settings.cluster_domain,
-                namespace=settings.namespaces[0] if settings.namespaces else access.namespace,
-                exclude=settings.exclude,
-            ),
+            config=self._zone_config(self._resolvers, access.namespace),
+            why_unsynced=lambda: cluster.status()["last_error"] or "the cluster has not been listed yet",
         )
         socks = SocksServer(connector, *settings.socks)
-        return Parts(settings, self._resolvers, forwarder, cluster, tunnel, connector, socks, mapper, upstream, dns)
+        return Parts(
+            settings=settings,
+            resolvers=self._resolvers,
+            namespace=access.namespace,
+            forwarder=forwarder,
+            cluster=cluster,
+            tunnel=tunnel,
+            connector=connector,
+            socks=socks,
+            mapper=mapper,
+            upstream=upstream,
+            dns=dns,
+        )
+
+    def _zone_config(self, resolvers: Resolvers, namespace: str) -> ZoneConfig:
+        settings = self._settings
+        return ZoneConfig(
+            zone=settings.cluster_domain,
+            namespace=settings.namespaces[0] if settings.namespaces else namespace,
+            exclude=settings.exclude,
+            search=resolvers.search,
+            name_servers=resolvers.captured,
+        )
 
     async def _come_up(self, parts: Parts, stack: contextlib.AsyncExitStack) -> None:
         """Start the parts in order; *stack* stops them in reverse."""
@@ -182,6 +201,7 @@ class Daemon:
             logger.info("the nameservers are now %s", ", ".join(resolvers.captured))
             parts.resolvers = resolvers
             parts.upstream.set_servers(resolvers.fallback)
+            parts.dns.set_config(self._zone_config(resolvers, parts.namespace))
             try:
                 await parts.forwarder.capture_dns(resolvers.captured, parts.dns.port)
             except ForwarderError as error:

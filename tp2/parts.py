@@ -25,11 +25,12 @@ from tp2.socks.tunnel import Tunnel
 class Parts:
     """Everything a daemon is made of. :mod:`tp2.daemon` builds it; nothing here starts or stops anything.
 
-    ``resolvers`` are those in use now: they change with resolv.conf.
+    ``resolvers`` are those in use now: they change with resolv.conf. ``namespace`` is the context's.
     """
 
     settings: Settings
     resolvers: Resolvers
+    namespace: str
     forwarder: HelperForwarder
     cluster: Cluster
     tunnel: Tunnel

@@ -15,11 +15,12 @@ import asyncio
 import logging
 import shutil
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from tp2.dns import resolvconf
+from tp2.dns.resolvconf import ResolvConf
 from tp2.errors import Tp2Error
 from tp2.filewatch import watching
 from tp2.settings import Settings, SocketAddress
@@ -45,10 +46,14 @@ FLUSH_TIMEOUT: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Resolvers:
-    """``captured``: addresses whose port 53 comes to tp2. ``fallback``: where it sends what is not the cluster's."""
+    """``captured``: addresses whose port 53 comes to tp2. ``fallback``: where it sends what is not the cluster's.
+
+    ``search``: what this machine's resolver appends to short names.
+    """
 
     captured: tuple[str, ...]
     fallback: tuple[SocketAddress, ...]
+    search: tuple[str, ...] = ()
 
 
 def discover(settings: Settings, path: Path = RESOLV_CONF, uplinks: Path = UPLINKS) -> Resolvers:
@@ -57,7 +62,13 @@ def discover(settings: Settings, path: Path = RESOLV_CONF, uplinks: Path = UPLIN
     :param uplinks: systemd-resolved's own list of servers, if its stub is among the nameservers.
     :raises Tp2Error: there is no nameserver to capture, or resolv.conf cannot be read.
     """
-    nameservers = settings.dns or tuple(resolvconf.read(path).nameservers)
+    try:
+        conf = resolvconf.read(path)
+    except Tp2Error:
+        if not settings.dns:
+            raise
+        conf = ResolvConf()
+    nameservers = settings.dns or conf.nameservers
     if not nameservers:
         raise Tp2Error(
             "cannot capture DNS",
@@ -71,7 +82,8 @@ def discover(settings: Settings, path: Path = RESOLV_CONF, uplinks: Path = UPLIN
         nameservers = (*nameservers, *behind)
     # A scope (fe80::1%eth0) says which link to use; rules match the address alone.
     captured = tuple(dict.fromkeys(address.partition("%")[0] for address in nameservers))
-    return Resolvers(captured, settings.fallback or tuple(SocketAddress(address, DNS_PORT) for address in asked))
+    fallback = settings.fallback or tuple(SocketAddress(address, DNS_PORT) for address in asked)
+    return Resolvers(captured, fallback, conf.search)
 
 
 async def follow(
@@ -100,7 +112,7 @@ async def follow(
                 found = current
             former |= {address: clock() + grace for address in current.captured if address not in found.captured}
             former = {a: until for a, until in former.items() if until > clock() and a not in found.captured}
-            current, wanted = found, Resolvers((*found.captured, *former), found.fallback)
+            current, wanted = found, replace(found, captured=(*found.captured, *former))
             if wanted != applied:
                 await apply(wanted)
                 applied = wanted

@@ -32,13 +32,15 @@ def uplinks(tmp_path: Path) -> Path:
 
 def test_the_nameservers_of_resolv_conf_are_captured_and_asked(resolv_conf: Path, uplinks: Path) -> None:
     assert discover(Settings(), resolv_conf, uplinks) == Resolvers(
-        ("192.0.2.53", "fe80::1"), at("192.0.2.53", "fe80::1%eth0")
+        ("192.0.2.53", "fe80::1"), at("192.0.2.53", "fe80::1%eth0"), ("corp.example",)
     )
 
 
 def test_options_come_first(resolv_conf: Path, uplinks: Path) -> None:
     named = Settings(dns=("198.51.100.53",))
-    assert discover(named, resolv_conf, uplinks) == Resolvers(("198.51.100.53",), at("198.51.100.53"))
+    assert discover(named, resolv_conf, uplinks) == Resolvers(
+        ("198.51.100.53",), at("198.51.100.53"), ("corp.example",)
+    )
     elsewhere = Settings(fallback=(SocketAddress("203.0.113.53", 5353),))
     assert discover(elsewhere, resolv_conf, uplinks).fallback == (SocketAddress("203.0.113.53", 5353),)
     assert discover(elsewhere, resolv_conf, uplinks).captured == ("192.0.2.53", "fe80::1")
@@ -55,6 +57,14 @@ def test_behind_systemd_resolveds_stub_its_servers_are_captured_and_asked(resolv
 def test_a_stub_that_does_not_tell_its_servers_is_asked_itself(resolv_conf: Path, uplinks: Path) -> None:
     resolv_conf.write_text("nameserver 127.0.0.53\n")
     assert discover(Settings(), resolv_conf, uplinks) == Resolvers(("127.0.0.53",), at("127.0.0.53"))
+
+
+def test_a_machine_without_resolv_conf_can_be_told_its_nameserver(tmp_path: Path, uplinks: Path) -> None:
+    assert discover(Settings(dns=("192.0.2.1",)), tmp_path / "none", uplinks) == Resolvers(
+        ("192.0.2.1",), at("192.0.2.1")
+    )
+    with pytest.raises(Tp2Error, match="cannot read"):
+        discover(Settings(), tmp_path / "none", uplinks)
 
 
 @pytest.mark.parametrize("content", ["", "search corp.example\n", "nameserver nonsense\n"])
