@@ -31,8 +31,15 @@ import asyncssh
 
 from tp2.backoff import Backoff
 from tp2.errors import EndpointError
-from tp2.socks.dial import dial
-from tp2.socks.login import Access, Endpoint, is_up, parse_host_key
+from tp2.socks.dial import dial, has_address
+from tp2.socks.login import (
+    KEEPALIVE_INTERVAL,
+    KEEPALIVE_MISSES,
+    Access,
+    Endpoint,
+    is_up,
+    parse_host_key,
+)
 from tp2.socks.reasons import ChannelRefused, Refusal, Unmendable, channel_refused, dial_failed
 
 __all__ = ["Endpoint", "Tunnel", "TunnelStatus"]
@@ -52,6 +59,9 @@ them within about 5 s each (PerSourcePenalties); a client that tries more often 
 
 MAX_WAITERS = 1024
 """Channels that may wait for a reconnect: each holds a local socket open."""
+
+PROBE = (0.5, 2)
+"""Seconds between the keepalives that find out whether a connection survived, and how many may go unanswered."""
 
 WINDOW = 2 * 1024 * 1024
 """Bytes a channel may have in flight towards us, also the most that a slow local reader costs in memory. It
@@ -78,6 +88,12 @@ class _Link:
         self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self.connection: asyncssh.SSHClientConnection
         self.peer: tuple[str, int]
+        self.local: str
+
+    def relax(self) -> None:
+        """Go back to the ordinary keepalives after a probe."""
+        if not self.lost.done():
+            self.connection.set_keepalive(KEEPALIVE_INTERVAL, KEEPALIVE_MISSES)
 
     def on_lost(self, cause: Exception | None) -> None:
         if not self.lost.done():
@@ -157,9 +173,21 @@ class Tunnel:
             await asyncio.wait(self._openings)
 
     def nudge(self) -> None:
-        """Try again at once if the connection is down: the machine woke up, or its network changed."""
+        """The machine woke up, or its network changed: try again at once if the connection is down, and if it is up,
+        find out within :data:`PROBE` whether it only seems so."""
         self._backoff.reset()
         self._nudged.set()
+        link = self._link
+        if link is None or link.lost.done():
+            return
+        if not has_address(link.local):
+            link.connection.abort()
+            return
+        interval, misses = PROBE
+        link.connection.set_keepalive(interval, misses)
+        # Answered or not, it is known by then.
+        loop = asyncio.get_running_loop()
+        loop.call_later(interval * (misses + 2), link.relax)
 
     @property
     def peer_addresses(self) -> tuple[tuple[str, int], ...]:
@@ -287,6 +315,7 @@ class Tunnel:
             raise dial_failed(str(self._endpoint), error) from None
         try:
             link.peer = sock.getpeername()[:2]
+            link.local = sock.getsockname()[0]
             link.connection = await self._access.log_in(sock, link.on_lost)
         except OSError as error:
             sock.close()

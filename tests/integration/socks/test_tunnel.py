@@ -27,7 +27,7 @@ from tests.integration.socks.sshd import Sshd, write_key
 from tp2.errors import EndpointError, Tp2Error, UsageError
 from tp2.socks import login
 from tp2.socks.reasons import ChannelRefused, Refusal, Unmendable
-from tp2.socks.tunnel import MAX_WAITERS, Endpoint, Tunnel
+from tp2.socks.tunnel import MAX_WAITERS, PROBE, Endpoint, Tunnel
 from tp2.types import Destination
 
 
@@ -338,6 +338,35 @@ async def test_a_silent_endpoint_is_noticed(sshd: Sshd, monkeypatch: pytest.Monk
         assert await ending_of(reader) == "reset"
         writer.close()
         await eventually(lambda: tunnel.status()["reconnects"] > 0)
+
+
+async def test_after_a_nudge_a_silent_endpoint_is_noticed_soon(sshd: Sshd) -> None:
+    async with started(tunnel_to(sshd)) as tunnel:
+        sshd.freeze()
+        tunnel.nudge()
+        began = asyncio.get_running_loop().time()
+        await eventually(lambda: tunnel.status()["reconnects"] > 0 or tunnel.status()["state"] != "connected")
+        assert asyncio.get_running_loop().time() - began < login.KEEPALIVE_INTERVAL
+
+
+async def test_a_nudge_does_not_disturb_a_connection_that_is_well(sshd: Sshd) -> None:
+    async with serving(echo) as destination, started(tunnel_to(sshd)) as tunnel:
+        interval, misses = PROBE
+        for _ in range(3):
+            tunnel.nudge()
+            await open_session(tunnel, destination)
+        await asyncio.sleep(interval * (misses + 2))  # until the probe would have told
+        assert tunnel.status()["reconnects"] == 0
+        assert tunnel.status()["state"] == "connected"
+
+
+async def test_a_nudge_ends_a_connection_from_an_address_that_the_machine_has_lost(
+    sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with started(tunnel_to(sshd)) as tunnel:
+        monkeypatch.setattr("tp2.socks.tunnel.has_address", lambda _: False)
+        tunnel.nudge()
+        await eventually(lambda: tunnel.status()["reconnects"] == 1)
 
 
 async def test_an_open_that_is_cancelled_leaves_no_channel_behind(sshd: Sshd) -> None:
