@@ -1,7 +1,7 @@
 """A small Kubernetes API over TLS: for ``tp2 demo``, and for tests of what has to survive a real one.
 
-It lists, pages, watches, creates, replaces and deletes Services, EndpointSlices and Namespaces, and answers as
-recordings of Kubernetes 1.36 do where a client can tell the difference. This is the program around
+It lists, pages, watches, creates, applies, replaces and deletes the objects that tp2 and its endpoint are about, and
+answers as recordings of Kubernetes 1.36 do where a client can tell the difference. This is the program around
 :class:`~tp2.sandbox.kubeapi_server.KubeApi`::
 
     python -m tp2.sandbox.kubeapi --listen ADDRESS:PORT --dir DIR [--objects FILE.json]...
@@ -23,8 +23,9 @@ import sys
 import time
 from pathlib import Path
 
+from tp2.sandbox.kubeapi_resources import StatusError
 from tp2.sandbox.kubeapi_server import KubeApi
-from tp2.sandbox.kubeapi_store import StatusError, Store
+from tp2.sandbox.kubeapi_store import Store
 from tp2.sandbox.tls import KeyPair, new_authority, write_private
 
 

@@ -13,55 +13,31 @@ import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import yaml
 from aiohttp import web
 
-from tp2.sandbox.kubeapi_store import RESOURCES, Object, Resource, StatusError, Store
+from tp2.sandbox.kubeapi_resources import PODS, Object, Resource, StatusError, Target, target_of
+from tp2.sandbox.kubeapi_rights import Rights
+from tp2.sandbox.kubeapi_selectors import Selector, read_selector
+from tp2.sandbox.kubeapi_store import Store
 from tp2.sandbox.kubeapi_watch import Watch
 from tp2.sandbox.tls import KeyPair, issue
 
 logger = logging.getLogger(__name__)
 
-USER = "system:serviceaccount:shop:sandbox"
-
+_ACCESS_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+_APPLY, _MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
 _DEFAULT_WATCH = 1800.0
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class Target(NamedTuple):
-    """What a path is about. ``namespace`` is None for all of them, ``name`` is empty for a collection."""
-
-    resource: Resource
-    namespace: str | None
-    name: str
 
 
 class _Refusal(NamedTuple):
     status: int
     retry_after: float | None
     plural: str
-
-
-def target_of(path: str) -> Target:
-    """Read a path of the API.
-
-    :raises StatusError: 404, there is no such resource.
-    """
-    for resource in RESOURCES:
-        prefix = f"/apis/{resource.group}/v1/" if resource.group else "/api/v1/"
-        words = path.removeprefix(prefix).split("/") if path.startswith(prefix) else []
-        match words:
-            case [plural] if plural == resource.plural:
-                return Target(resource, None, "")
-            case [plural, name] if plural == resource.plural and not resource.namespaced:
-                return Target(resource, None, name)
-            case ["namespaces", namespace, plural] if plural == resource.plural and resource.namespaced:
-                return Target(resource, namespace, "")
-            case ["namespaces", namespace, plural, name] if plural == resource.plural and resource.namespaced:
-                return Target(resource, namespace, name)
-    raise StatusError(404, "NotFound", "the server could not find the requested resource", details={})
 
 
 class KubeApi:
@@ -71,6 +47,8 @@ class KubeApi:
     :param host: the address to listen on, which its certificate is for.
     :param port: 0 for any that is free; the one it got is kept.
     :param certificate: the server's, if it should not be issued by *authority* for *host*.
+
+    ``logs`` is what the pods say, by namespace and name.
     """
 
     def __init__(
@@ -88,12 +66,13 @@ class KubeApi:
         self.host = host
         self.port = port
         self.requests: list[str] = []
+        self.logs: dict[tuple[str, str], str] = {}
         self._authority = authority
         self._certificate = certificate or issue(authority, "kube-apiserver", hosts=[host])
         self._runner: web.AppRunner | None = None
         self._watches: set[Watch] = set()
         self._refusals: list[_Refusal] = []
-        self._forbidden: dict[str, frozenset[str]] = {}
+        self._rights = Rights()
         self._silent = False
         self._watching = asyncio.Condition()
 
@@ -177,13 +156,17 @@ class KubeApi:
         """
         self._refusals.extend([_Refusal(status, retry_after, plural)] * times)
 
-    def forbid(self, plural: str, *, except_in: tuple[str, ...] = ()) -> None:
-        """Forbid a resource (its plural), as RBAC does, everywhere or except in some namespaces."""
-        self._forbidden[plural] = frozenset(except_in)
+    def forbid(self, plural: str, *, verbs: tuple[str, ...] = (), except_in: tuple[str, ...] = ()) -> None:
+        """Forbid a resource (``pods``) or subresource (``pods/portforward``), as RBAC does.
+
+        :param verbs: what is forbidden, empty for everything.
+        :param except_in: namespaces where it is allowed.
+        """
+        self._rights.forbid(plural, verbs=verbs, except_in=except_in)
 
     def allow(self, plural: str) -> None:
         """Take a :meth:`forbid` back."""
-        self._forbidden.pop(plural, None)
+        self._rights.allow(plural)
 
     def fall_silent(self, silent: bool = True) -> None:
         """Accept connections and requests but answer none that comes from now on, or answer again."""
@@ -221,51 +204,69 @@ class KubeApi:
             raise StatusError(401, "Unauthorized", "Unauthorized")
         return await handler(request)
 
-    def _authorize(self, target: Target, verb: str) -> None:
-        allowed = self._forbidden.get(target.resource.plural)
-        if allowed is None or target.namespace in allowed:
-            return
-        resource = target.resource
-        scope = f'in the namespace "{target.namespace}"' if target.namespace else "at the cluster scope"
-        raise StatusError(
-            403,
-            "Forbidden",
-            f'{resource.plural} is forbidden: User "{USER}" cannot {verb} resource "{resource.plural}" '
-            f'in API group "{resource.group}" {scope}',
-            details={"kind": resource.plural},
-        )
-
     async def _dispatch(self, request: web.Request) -> web.StreamResponse:
         if request.path in ("/readyz", "/livez", "/healthz"):
             return web.Response(text="ok")
         if request.path == "/version":
             return web.json_response({"major": "1", "minor": "36", "gitVersion": "v1.36.2+tp2-sandbox"})
+        if (request.method, request.path) == ("POST", _ACCESS_REVIEWS):
+            return web.json_response(self._rights.review(await _parsed(request)), status=201)
         target = target_of(request.path)
+        if target.subresource:
+            return await self._subresource(request, target)
         namespace = target.namespace or ""
-        watching = request.query.get("watch") in ("1", "true")
         match request.method, bool(target.name):
-            case "GET", False if watching:
-                self._authorize(target, "watch")
+            case "GET", False if request.query.get("watch") in ("1", "true"):
+                self._rights.check(target, "watch")
                 return await self._watch(request, target)
             case "GET", False:
-                self._authorize(target, "list")
+                self._rights.check(target, "list")
                 return web.json_response(self._list(request, target))
             case "GET", True:
-                self._authorize(target, "get")
+                self._rights.check(target, "get")
                 return web.json_response(self.store.get(target.resource, namespace, target.name))
             case "POST", False if target.namespace is not None or not target.resource.namespaced:
-                self._authorize(target, "create")
+                self._rights.check(target, "create")
                 obj = await _body(request, target.resource)
                 return web.json_response(self.store.create(target.resource, namespace, obj), status=201)
             case "PUT", True:
-                self._authorize(target, "update")
+                self._rights.check(target, "update")
                 obj = await _body(request, target.resource)
                 return web.json_response(self.store.replace(target.resource, namespace, target.name, obj))
+            case "PATCH", True:
+                return await self._patch(request, target)
             case "DELETE", True:
-                self._authorize(target, "delete")
+                self._rights.check(target, "delete")
                 return web.json_response(self.store.delete(target.resource, namespace, target.name))
-        message = "the server does not allow this method on the requested resource"
-        raise StatusError(405, "MethodNotAllowed", message, details={})
+        raise _not_allowed()
+
+    async def _subresource(self, request: web.Request, target: Target) -> web.StreamResponse:
+        match request.method, target.resource.plural, target.subresource:
+            case "GET", "pods", "log":
+                self._rights.check(target, "get")
+                self.store.get(PODS, target.namespace or "", target.name)
+                return web.Response(text=self.logs.get((target.namespace or "", target.name), ""))
+        raise _not_allowed()
+
+    async def _patch(self, request: web.Request, target: Target) -> web.Response:
+        if request.content_type not in (_APPLY, _MERGE):
+            message = (
+                f"the body of the request was in an unknown format - accepted media types include: {_MERGE}, {_APPLY}"
+            )
+            raise StatusError(415, "UnsupportedMediaType", message)
+        self._rights.check(target, "patch")
+        namespace = target.namespace or ""
+        patch = await _body(request, target.resource)
+        if request.content_type == _APPLY:
+            if not request.query.get("fieldManager"):
+                message = (
+                    'PatchOptions.meta.k8s.io "" is invalid: fieldManager: Required value: is required for apply patch'
+                )
+                raise StatusError(422, "Invalid", message)
+            if not self.store.has(target.resource, namespace, target.name):
+                self._rights.check(target, "create")
+                return web.json_response(self.store.create(target.resource, namespace, patch), status=201)
+        return web.json_response(self.store.merge(target.resource, namespace, target.name, patch))
 
     def _list(self, request: web.Request, target: Target) -> Object:
         version = _number(request, "resourceVersion", 400)
@@ -281,7 +282,7 @@ class KubeApi:
             raise StatusError(410, "Expired", "The resourceVersion for the provided list is too old.")
         from_cache = request.query.get("resourceVersion") == "0"
         token = request.query.get("continue", "")
-        return self.store.page(target.resource, target.namespace, 0 if from_cache else limit, token)
+        return self.store.page(target.resource, target.namespace, 0 if from_cache else limit, token, _selector(request))
 
     async def _watch(self, request: web.Request, target: Target) -> web.StreamResponse:
         version = _number(request, "resourceVersion", 500)
@@ -289,7 +290,15 @@ class KubeApi:
         bookmarks = request.query.get("allowWatchBookmarks") in ("1", "true")
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         response.enable_chunked_encoding()
-        watch = Watch(self.store, target.resource, target.namespace, version, seconds, bookmarks=bookmarks)
+        watch = Watch(
+            self.store,
+            target.resource,
+            target.namespace,
+            version,
+            seconds,
+            selector=_selector(request),
+            bookmarks=bookmarks,
+        )
         cut = False
         try:
             await response.prepare(request)
@@ -317,16 +326,29 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return web.json_response(error.status, status=error.code, headers=headers)
 
 
-async def _body(request: web.Request, resource: Resource) -> Object:
+async def _parsed(request: web.Request) -> Any:
     try:
-        obj = await request.json()
-    except ValueError as error:
-        message = f"the object provided is unrecognized (must be of type {resource.kind}): {error}"
-        raise StatusError(400, "BadRequest", message) from error
+        # JSON is YAML, but is read faster by itself.
+        return yaml.safe_load(await request.text()) if request.content_type.endswith("yaml") else await request.json()
+    except (ValueError, yaml.YAMLError) as error:
+        raise StatusError(400, "BadRequest", f"the object provided is unrecognized: {error}") from error
+
+
+async def _body(request: web.Request, resource: Resource) -> Object:
+    obj = await _parsed(request)
     if not isinstance(obj, dict) or obj.get("kind", resource.kind) != resource.kind:
         message = f"the object provided cannot be handled as a {resource.kind}"
         raise StatusError(400, "BadRequest", message)
     return obj
+
+
+def _selector(request: web.Request) -> Selector:
+    return read_selector(request.query.get("labelSelector", ""), request.query.get("fieldSelector", ""))
+
+
+def _not_allowed() -> StatusError:
+    message = "the server does not allow this method on the requested resource"
+    return StatusError(405, "MethodNotAllowed", message, details={})
 
 
 def _number(request: web.Request, parameter: str, error_code: int) -> int:

@@ -20,73 +20,39 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-Object = dict[str, Any]
+from tp2.sandbox.kubeapi_resources import BY_KIND, NAMESPACES, RESOURCES, Object, Resource, StatusError
+from tp2.sandbox.kubeapi_selectors import Selector
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_PATH_SEGMENT = re.compile(r"[^/%]+")
+_EVERYTHING = Selector()
 _SNAPSHOTS = 16
 _HISTORY = 10_000
 _SERVICE_NETWORK = ipaddress.ip_network("10.96.0.0/16")
 _FIRST_NAMESPACES = ("default", "kube-node-lease", "kube-public", "kube-system")
 
 
-class Resource(NamedTuple):
-    """A resource as the API's paths and messages have it; ``group`` is empty for core/v1."""
-
-    kind: str
-    group: str
-    plural: str
-    namespaced: bool
-
-    @property
-    def api_version(self) -> str:
-        """``v1`` or ``GROUP/v1``."""
-        return f"{self.group}/v1" if self.group else "v1"
-
-    def bookmark(self, version: int, *, initial: bool) -> Object:
-        """The object of a BOOKMARK: nothing but a version, and the kind's empty values."""
-        metadata: Object = {"resourceVersion": str(version)}
-        if initial:
-            metadata["annotations"] = {"k8s.io/initial-events-end": "true"}
-        empty: Object = {"spec": {}, "status": {"loadBalancer": {}} if self.kind == "Service" else {}}
-        if self.kind == "EndpointSlice":
-            empty = {"addressType": "", "endpoints": None, "ports": None}
-        return {"kind": self.kind, "apiVersion": self.api_version, "metadata": metadata, **empty}
-
-
-RESOURCES = (
-    Resource("Service", "", "services", namespaced=True),
-    Resource("EndpointSlice", "discovery.k8s.io", "endpointslices", namespaced=True),
-    Resource("Namespace", "", "namespaces", namespaced=False),
-)
-NAMESPACES = RESOURCES[2]
-
-
-class StatusError(Exception):
-    """An answer that is a Status object: ``status`` is its JSON, ``code`` the HTTP status."""
-
-    def __init__(self, code: int, reason: str, message: str, *, details: Object | None = None) -> None:
-        super().__init__(code, reason, message)
-        self.code = code
-        self.metadata: Object = {}
-        self.status: Object = {
-            "kind": "Status",
-            "apiVersion": "v1",
-            "metadata": self.metadata,
-            "status": "Failure",
-            "message": message,
-            **({"reason": reason} if reason else {}),
-            **({"details": details} if details is not None else {}),
-            "code": code,
-        }
-
-
 class Event(NamedTuple):
-    """One change: ``type`` is ADDED, MODIFIED or DELETED, ``object`` as it was then, with the change's version."""
+    """One change: ``type`` is ADDED, MODIFIED or DELETED, ``object`` as it was then, with the change's version.
+
+    ``before`` is what was modified, None otherwise."""
 
     version: int
     resource: Resource
     type: str
     object: Object
+    before: Object | None = None
+
+    def seen_through(self, selector: Selector) -> Event | None:
+        """What it is to a watch that selects: an object that begins to match is added, one that no longer does is
+        deleted, with its old labels and the new version. None if it is nothing."""
+        matches = selector.matches(self.object)
+        if self.before is None or matches == selector.matches(self.before):
+            return self if matches else None
+        if matches:
+            return self._replace(type="ADDED")
+        metadata = {**self.before["metadata"], "resourceVersion": self.object["metadata"]["resourceVersion"]}
+        return self._replace(type="DELETED", object={**self.before, "metadata": metadata})
 
 
 class Store:
@@ -102,7 +68,7 @@ class Store:
         self._objects: dict[Resource, dict[tuple[str, str], Object]] = {resource: {} for resource in RESOURCES}
         self._history: list[Event] = []
         self._compacted = first_version
-        self._snapshots: OrderedDict[tuple[Resource, str | None, int], list[Object]] = OrderedDict()
+        self._snapshots: OrderedDict[tuple[Resource, str | None, Selector, int], list[Object]] = OrderedDict()
         self._addresses: set[str] = set()
         self._free = (str(address) for address in _SERVICE_NETWORK.hosts())
         for name in _FIRST_NAMESPACES:
@@ -117,24 +83,31 @@ class Store:
         except KeyError:
             raise _not_found(resource, name) from None
 
-    def objects(self, resource: Resource, namespace: str | None) -> list[Object]:
-        """All objects of a resource (in one namespace, or anywhere), by namespace and name."""
-        found = self._objects[resource]
-        return [found[key] for key in sorted(found) if namespace is None or key[0] == namespace]
+    def has(self, resource: Resource, namespace: str, name: str) -> bool:
+        """Whether there is such an object."""
+        return (namespace, name) in self._objects[resource]
 
-    def page(self, resource: Resource, namespace: str | None, limit: int, token: str) -> Object:
+    def objects(self, resource: Resource, namespace: str | None, selector: Selector = _EVERYTHING) -> list[Object]:
+        """All selected objects of a resource (in one namespace, or anywhere), by namespace and name."""
+        found = self._objects[resource]
+        inside = (found[key] for key in sorted(found) if namespace is None or key[0] == namespace)
+        return [obj for obj in inside if selector.matches(obj)]
+
+    def page(
+        self, resource: Resource, namespace: str | None, limit: int, token: str, selector: Selector = _EVERYTHING
+    ) -> Object:
         """One page of a list: *limit* items (0 for all) from where *token* of the page before says (or ``""``).
 
         :raises StatusError: 400 for a token that is none, 410 if its list is no longer kept.
         """
         if token:
             version, start = _read_token(token)
-            items = self._snapshots.get((resource, namespace, version))
+            items = self._snapshots.get((resource, namespace, selector, version))
             if items is None:
                 raise _continue_expired()
         else:
-            version, start, items = self.version, "", self.objects(resource, namespace)
-            self._snapshots[resource, namespace, version] = items
+            version, start, items = self.version, "", self.objects(resource, namespace, selector)
+            self._snapshots[resource, namespace, selector, version] = items
             while len(self._snapshots) > _SNAPSHOTS:
                 self._snapshots.popitem(last=False)
         begin = bisect_right(items, start, key=_place) if start else 0
@@ -150,8 +123,10 @@ class Store:
             "items": [_without_kind(item) for item in items[begin:end]],
         }
 
-    def since(self, version: int, resource: Resource, namespace: str | None) -> Iterator[Event]:
-        """The changes after *version*.
+    def since(
+        self, version: int, resource: Resource, namespace: str | None, selector: Selector = _EVERYTHING
+    ) -> Iterator[Event]:
+        """The changes after *version*, as a watch that selects sees them.
 
         :raises StatusError: 410, the history does not reach back that far.
         """
@@ -160,8 +135,9 @@ class Store:
         begin = bisect_right(self._history, version, key=lambda event: event.version)
         for event in self._history[begin:]:
             inside = namespace is None or event.object["metadata"].get("namespace") == namespace
-            if event.resource == resource and inside:
-                yield event
+            seen = event.seen_through(selector) if event.resource == resource and inside else None
+            if seen is not None:
+                yield seen
 
     # Changing
 
@@ -171,12 +147,8 @@ class Store:
         if resource.namespaced:
             self.get(NAMESPACES, "", namespace)
         if (namespace, name) in self._objects[resource]:
-            raise StatusError(
-                409,
-                "AlreadyExists",
-                f'{resource.plural} "{name}" already exists',
-                details={"name": name, "kind": resource.plural},
-            )
+            message = f'{resource.qualified} "{name}" already exists'
+            raise StatusError(409, "AlreadyExists", message, details=resource.details(name))
         metadata = {
             "uid": str(uuid.uuid4()),
             "creationTimestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -191,15 +163,25 @@ class Store:
             raise StatusError(
                 409,
                 "Conflict",
-                f'Operation cannot be fulfilled on {resource.plural} "{name}": the object has been modified; '
+                f'Operation cannot be fulfilled on {resource.qualified} "{name}": the object has been modified; '
                 "please apply your changes to the latest version and try again",
-                details={"name": name, "kind": resource.plural},
+                details=resource.details(name),
             )
         kept = {key: old["metadata"][key] for key in ("uid", "creationTimestamp")}
         if resource.kind == "Service" and obj.get("spec", {}).get("type") != "ExternalName":
             addresses = {key: old["spec"][key] for key in ("clusterIP", "clusterIPs") if key in old["spec"]}
             obj = {**obj, "spec": {**addresses, **obj.get("spec", {})}}
+        if "status" in old:
+            obj = {"status": old["status"], **obj}
         return self._store("MODIFIED", resource, namespace, name, obj, kept, old)
+
+    def merge(self, resource: Resource, namespace: str, name: str, patch: Object) -> Object:
+        """Merge *patch* into the object as RFC 7396 does: as a merge patch, and as server-side apply looks to its only
+        client (who owns which field is not kept, so nothing is a conflict, and lists are replaced as a whole).
+
+        :raises StatusError: as :meth:`replace` does.
+        """
+        return self.replace(resource, namespace, name, _merged(self.get(resource, namespace, name), patch))
 
     def delete(self, resource: Resource, namespace: str, name: str) -> Object:
         """:raises StatusError: 404. Deleting a namespace deletes what is in it."""
@@ -222,10 +204,9 @@ class Store:
         """
         items = document["items"] if isinstance(document, dict) else document
         list_kind = document.get("kind", "").removesuffix("List") if isinstance(document, dict) else ""
-        by_kind = {resource.kind: resource for resource in RESOURCES}
         # Namespaces go first, wherever in the file they stand.
         for item in sorted(items, key=lambda item: item.get("kind", list_kind) != "Namespace"):
-            resource = by_kind.get(item.get("kind", list_kind))
+            resource = BY_KIND.get(item.get("kind", list_kind))
             if resource is None:
                 raise StatusError(400, "BadRequest", f"the sandbox has no {item.get('kind')!r}")
             namespace = item["metadata"].get("namespace", "default") if resource.namespaced else ""
@@ -260,18 +241,25 @@ class Store:
         elif resource == NAMESPACES:
             new.setdefault("spec", {"finalizers": ["kubernetes"]})
             new.setdefault("status", {"phase": "Active"})
+        elif resource.kind == "Pod":
+            new.setdefault("status", {"phase": "Pending"})
+        elif resource.kind == "Deployment":
+            generation = old["metadata"]["generation"] if old is not None else 0
+            changed = old is None or new.get("spec") != old.get("spec")
+            new["metadata"]["generation"] = generation + changed
+            new.setdefault("status", {})
         if old is not None:
             new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"]
             if new == old:
                 return old
         new["metadata"]["resourceVersion"] = str(self.version + 1)
         self._objects[resource][namespace, name] = new
-        self._record(event, resource, new)
+        self._record(event, resource, new, old)
         return new
 
-    def _record(self, event: str, resource: Resource, obj: Object) -> None:
+    def _record(self, event: str, resource: Resource, obj: Object, before: Object | None = None) -> None:
         self.version += 1
-        self._history.append(Event(self.version, resource, event, obj))
+        self._history.append(Event(self.version, resource, event, obj, before))
         if len(self._history) > 2 * _HISTORY:
             self._compacted = self._history[-_HISTORY - 1].version
             del self._history[:-_HISTORY]
@@ -322,18 +310,29 @@ def _continue_expired() -> StatusError:
 
 
 def _not_found(resource: Resource, name: str) -> StatusError:
-    details = {"name": name, "kind": resource.plural}
-    return StatusError(404, "NotFound", f'{resource.plural} "{name}" not found', details=details)
+    return StatusError(404, "NotFound", f'{resource.qualified} "{name}" not found', details=resource.details(name))
 
 
 def _valid_name(resource: Resource, obj: Object) -> str:
     metadata = obj.get("metadata")
     name = metadata.get("name") if isinstance(metadata, dict) else None
-    if isinstance(name, str) and _NAME.fullmatch(name) and len(name) <= 253:
+    pattern = _LABEL if resource.kind in ("Service", "Namespace") else _PATH_SEGMENT
+    if isinstance(name, str) and pattern.fullmatch(name) and len(name) <= 253:
         return name
     details = {"name": name, "kind": resource.kind}
     message = f'{resource.kind} "{name}" is invalid: metadata.name: Invalid value: "{name}"'
     raise StatusError(422, "Invalid", message, details=details)
+
+
+def _merged(old: Object, patch: Object) -> Object:
+    merged = {key: value for key, value in old.items() if key not in patch}
+    for key, value in patch.items():
+        if isinstance(value, dict):
+            below = old.get(key)
+            merged[key] = _merged(below if isinstance(below, dict) else {}, value)
+        elif value is not None:
+            merged[key] = value
+    return merged
 
 
 def _without_kind(obj: Object) -> Object:

@@ -12,14 +12,16 @@ import math
 
 from aiohttp import web
 
-from tp2.sandbox.kubeapi_store import Object, Resource, StatusError, Store
+from tp2.sandbox.kubeapi_resources import Object, Resource, StatusError
+from tp2.sandbox.kubeapi_selectors import Selector
+from tp2.sandbox.kubeapi_store import Store
 
 _BOOKMARK_EVERY = 60.0
 _BOOKMARK_BEFORE_END = 2.0
 
 
 class Watch:
-    """Sends what happens after *version* to *resource* (in *namespace*, or anywhere if None).
+    """Sends what happens after *version* to the selected objects of *resource* (in *namespace*, or anywhere if None).
 
     :param version: 0 to begin with everything there is.
     :param seconds: how long it lasts.
@@ -34,6 +36,7 @@ class Watch:
         version: int,
         seconds: float,
         *,
+        selector: Selector,
         bookmarks: bool,
     ) -> None:
         self._store = store
@@ -41,6 +44,7 @@ class Watch:
         self._namespace = namespace
         self._version = version
         self._seconds = seconds
+        self._selector = selector
         self._bookmarks = bookmarks
         self._awake = asyncio.Event()
         self._told = b""
@@ -88,13 +92,13 @@ class Watch:
     async def _catch_up(self, response: web.StreamResponse) -> None:
         # What happens while this is being sent is for the next round, so the version is taken first.
         version = self._store.version
-        for event in self._store.since(self._version, self._resource, self._namespace):
+        for event in self._store.since(self._version, self._resource, self._namespace, self._selector):
             await _send(response, event.type, event.object)
         self._version = max(self._version, version)
 
     async def _replay(self, response: web.StreamResponse) -> None:
         self._version = self._store.version
-        for obj in self._store.objects(self._resource, self._namespace):
+        for obj in self._store.objects(self._resource, self._namespace, self._selector):
             await _send(response, "ADDED", obj)
         if self._bookmarks:
             await self._bookmark(response, initial=True)

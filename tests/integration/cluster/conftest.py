@@ -16,11 +16,11 @@ from tp2.cluster.catalog import Catalog
 from tp2.cluster.kubeconfig import Access, load
 from tp2.cluster.stream import Pace
 from tp2.cluster.watch import Cluster
+from tp2.sandbox.kubeapi_resources import NAMESPACES, SERVICES, Object
 from tp2.sandbox.kubeapi_server import KubeApi
-from tp2.sandbox.kubeapi_store import RESOURCES, Object, Store
+from tp2.sandbox.kubeapi_store import Store
 from tp2.sandbox.tls import KeyPair, new_authority
 
-SERVICES, ENDPOINT_SLICES, NAMESPACES = RESOURCES
 DEADLINE = 40.0
 PACE = Pace(connect=5.0, answer=5.0, watch=300.0, margin=5.0)
 

@@ -10,10 +10,7 @@ import pytest
 
 from tests.integration.cluster.conftest import (
     DEADLINE,
-    ENDPOINT_SLICES,
-    NAMESPACES,
     PACE,
-    SERVICES,
     Lab,
     eventually,
     service,
@@ -25,7 +22,9 @@ from tp2.cluster.kubeconfig import load
 from tp2.cluster.stream import Pace
 from tp2.cluster.watch import Cluster
 from tp2.sandbox import kubeapi_server
-from tp2.sandbox.kubeapi_store import Object, Store
+from tp2.sandbox.kubeapi_resources import ENDPOINT_SLICES, NAMESPACES, SERVICES, Object
+from tp2.sandbox.kubeapi_rights import USER
+from tp2.sandbox.kubeapi_store import Store
 from tp2.sandbox.kubeapi_watch import Watch
 
 LISTS, WATCHES = "GET /api/v1/services?limit=", "GET /api/v1/services?watch="
@@ -172,12 +171,12 @@ async def test_a_list_that_expires_between_its_pages_is_begun_again(lab: Lab, mo
     lab.api.store = shop(*(f"s{number}" for number in range(5)))
     page, expired = Store.page, list[str]()
 
-    def expiring(store: Store, resource: Any, namespace: str | None, limit: int, token: str) -> Object:
+    def expiring(store: Store, resource: Any, namespace: str | None, limit: int, token: str, *rest: Any) -> Object:
         if token and not expired:
             expired.append(token)
             store.delete(SERVICES, "shop", "s0")
             store.compact()
-        return page(store, resource, namespace, limit, token)
+        return page(store, resource, namespace, limit, token, *rest)
 
     monkeypatch.setattr(Store, "page", expiring)
     async with lab.followed(pace=Pace(page=2)) as followed:
@@ -336,7 +335,7 @@ async def test_rights_that_are_taken_away_and_given_back(lab: Lab) -> None:
         lab.api.forbid("services")
         lab.api.end_watches()
         error = await followed.status(synced=False)
-        assert f'services is forbidden: User "{kubeapi_server.USER}" cannot' in error
+        assert f'services is forbidden: User "{USER}" cannot' in error
         lab.api.allow("services")
         lab.api.store.create(SERVICES, "shop", service("new"))
         await followed.has("web", "new")

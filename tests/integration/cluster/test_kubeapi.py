@@ -16,10 +16,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.integration.cluster.conftest import DEADLINE, PACE, SERVICES, Followed, Lab, service
+from tests.integration.cluster.conftest import DEADLINE, PACE, Followed, Lab, service
 from tests.unit.cluster.recordings import lines, recorded
 from tp2.cluster.kubeconfig import load
 from tp2.sandbox import kubeapi, kubeapi_watch
+from tp2.sandbox.kubeapi_resources import PODS, SERVICES
 
 
 class Client:
@@ -30,8 +31,10 @@ class Client:
         self._session = session
         self._context = context
 
-    async def request(self, method: str, path: str, body: Any = None, token: str = "secret") -> tuple[int, Any]:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+    async def request(
+        self, method: str, path: str, body: Any = None, token: str = "secret", kind: str = "application/json"
+    ) -> tuple[int, Any]:
+        headers = {"Content-Type": kind} | ({"Authorization": f"Bearer {token}"} if token else {})
         url = self._lab.api.url + path
         async with self._session.request(method, url, json=body, headers=headers, ssl=self._context) as response:
             text = await response.text()
@@ -120,6 +123,73 @@ async def test_objects_are_created_read_replaced_and_deleted(client: Client) -> 
     assert (status, more["status"]) == (200, {"phase": "Active"})
 
 
+async def test_an_object_is_applied_whether_it_is_there_or_not(lab: Lab, client: Client) -> None:
+    path = "/apis/apps/v1/namespaces/shop/deployments/web?fieldManager=tp2"
+    apply = "application/apply-patch+yaml"
+    body = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": {"replicas": 1}}
+    status, created = await client.request("PATCH", path, body, kind=apply)
+    assert (status, created["metadata"]["generation"]) == (201, 1)
+    assert await client.request("PATCH", path, body, kind=apply) == (200, created)
+    assert (await client.request("PATCH", path.partition("?")[0], body, kind=apply))[0] == 422
+    assert (await client.request("PATCH", path, body))[0] == 415
+    merge = "application/merge-patch+json"
+    status, merged = await client.request("PATCH", path, {"spec": {"paused": True}}, kind=merge)
+    assert (status, merged["spec"]) == (200, {"replicas": 1, "paused": True})
+    assert (await client.request("PATCH", path.replace("/web", "/none"), {}, kind=merge))[0] == 404
+    lab.api.forbid("deployments", verbs=("patch",))
+    status, refused = await client.request("PATCH", path, body, kind=apply)
+    assert (status, refused["message"].partition(" is")[0]) == (403, 'deployments.apps "web"')
+
+
+async def test_a_list_is_of_what_its_selector_says(lab: Lab, client: Client) -> None:
+    lab.api.store.create(PODS, "shop", {"metadata": {"name": "a", "labels": {"app": "web"}}})
+    lab.api.store.create(PODS, "shop", {"metadata": {"name": "b"}})
+    _, pods = await client.request("GET", "/api/v1/namespaces/shop/pods?labelSelector=app%3Dweb")
+    assert [item["metadata"]["name"] for item in pods["items"]] == ["a"]
+    for name, parameter in (("label", "labelSelector=a%3D%3D%3Db"), ("field", "fieldSelector=spec.nothing%3D1")):
+        status, _ = await client.request("GET", f"/api/v1/services?{parameter}")
+        assert status == recorded(f"error-400-bad-{name}-selector.json")["status"]
+
+
+async def test_a_pod_says_what_it_was_told_to(lab: Lab, client: Client) -> None:
+    lab.api.store.create(PODS, "shop", {"metadata": {"name": "a"}})
+    lab.api.logs["shop", "a"] = "hello\n"
+    path = "/api/v1/namespaces/shop/pods/a/log"
+    assert await client.request("GET", path) == (200, "hello\n")
+    assert (await client.request("GET", path.replace("/a/", "/b/")))[0] == 404
+    assert (await client.request("DELETE", path))[0] == 405
+    lab.api.forbid("pods/log")
+    assert (await client.request("GET", path))[0] == 403
+    assert (await client.request("GET", path.removesuffix("/log")))[0] == 200
+
+
+async def test_who_asks_what_it_may_do_is_told_what_would_happen(lab: Lab, client: Client) -> None:
+    path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+    lab.api.forbid("services", verbs=("list", "watch"), except_in=("shop",))
+    for name in ("ssar-denied.json", "ssar-allowed.json"):
+        pair = recorded(name)["pairs"][0]
+        body = pair["request"]["body"]
+        if name == "ssar-allowed.json":
+            lab.api.allow("services")
+        status, answer = await client.request("POST", path, body)
+        expected = pair["response"]["body"]
+        assert (status, answer["spec"]) == (201, expected["spec"])
+        assert answer["status"].keys() == expected["status"].keys()
+        assert answer["status"]["allowed"] is expected["status"]["allowed"]
+    lab.api.forbid("pods/portforward", verbs=("create",))
+    for subresource, verb, allowed in (
+        ("portforward", "create", False),
+        ("portforward", "get", True),
+        ("", "create", True),
+    ):
+        asked = {"verb": verb, "resource": "pods", "subresource": subresource, "namespace": "shop"}
+        _, answer = await client.request("POST", path, {"spec": {"resourceAttributes": asked}})
+        assert answer["status"]["allowed"] is allowed
+    status, answer = await client.request("POST", path, {"spec": {}})
+    expected = json.loads(recorded("ssar-invalid.json")["response"]["body"])
+    assert (status, answer["message"]) == (422, expected["message"])
+
+
 async def test_versions_of_lists_mean_what_they_mean_to_a_real_server(lab: Lab, client: Client) -> None:
     lab.api.store.create(SERVICES, "shop", service("another"))
     path = "/api/v1/services?"
@@ -182,7 +252,7 @@ async def test_the_program_keeps_its_kubeconfig_valid_when_it_is_started_again(t
 
 @pytest.mark.parametrize(
     ("listen", "objects"),
-    [("127.0.0.1:0", "nonsense"), ("127.0.0.1:0", '[{"kind": "Pod"}]'), ("127.0.0.1:0", "[1]"), ("192.0.2.1:1", "[]")],
+    [("127.0.0.1:0", "nonsense"), ("127.0.0.1:0", '[{"kind": "Job"}]'), ("127.0.0.1:0", "[1]"), ("192.0.2.1:1", "[]")],
 )
 def test_the_program_says_why_it_cannot_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], listen: str, objects: str

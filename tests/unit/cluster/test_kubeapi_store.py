@@ -7,9 +7,18 @@ import json
 import pytest
 
 from tests.unit.cluster.recordings import recorded
-from tp2.sandbox.kubeapi_store import NAMESPACES, RESOURCES, Object, StatusError, Store
-
-SERVICES, ENDPOINT_SLICES, _ = RESOURCES
+from tp2.sandbox.kubeapi_resources import (
+    CLUSTER_ROLES,
+    DEPLOYMENTS,
+    ENDPOINT_SLICES,
+    NAMESPACES,
+    PODS,
+    SERVICES,
+    Object,
+    StatusError,
+)
+from tp2.sandbox.kubeapi_selectors import read_selector
+from tp2.sandbox.kubeapi_store import Store
 
 
 @pytest.fixture
@@ -160,5 +169,83 @@ def test_objects_of_a_file_bring_their_namespaces_with_them() -> None:
     assert store.get(NAMESPACES, "", "new")["metadata"]["labels"] == {"team": "blue"}
     assert store.get(SERVICES, "default", "other")
     assert store.version > 1000
-    with pytest.raises(StatusError, match="has no 'Pod'"):
-        store.load([{"kind": "Pod", "metadata": {"name": "web"}}])
+    with pytest.raises(StatusError, match="has no 'Job'"):
+        store.load([{"kind": "Job", "metadata": {"name": "web"}}])
+
+
+def pod(name: str, **labels: str) -> Object:
+    return {"metadata": {"name": name, "labels": labels}, "spec": {}}
+
+
+def test_a_merge_changes_what_it_names_and_leaves_the_rest(store: Store) -> None:
+    store.create(PODS, "shop", {**pod("web-0", app="web", old="yes"), "status": {"phase": "Running"}})
+    merged = store.merge(PODS, "shop", "web-0", pod("web-0", app="blog") | {"spec": {"nodeName": "n"}})
+    assert merged["metadata"]["labels"] == {"app": "blog", "old": "yes"}
+    assert (merged["spec"], merged["status"]) == ({"nodeName": "n"}, {"phase": "Running"})
+    labels = {"labels": {"old": None}}
+    assert store.merge(PODS, "shop", "web-0", {"metadata": labels})["metadata"]["labels"] == {"app": "blog"}
+    with pytest.raises(StatusError, match='pods "web-1" not found'):
+        store.merge(PODS, "shop", "web-1", pod("web-1"))
+
+
+def test_a_deployment_counts_the_changes_of_its_spec(store: Store) -> None:
+    store.create(DEPLOYMENTS, "shop", {"metadata": {"name": "web"}, "spec": {"replicas": 1}})
+    status = {"status": {"readyReplicas": 1}}
+    assert store.merge(DEPLOYMENTS, "shop", "web", status)["metadata"]["generation"] == 1
+    changed = store.merge(DEPLOYMENTS, "shop", "web", {"spec": {"replicas": 2}})
+    assert (changed["metadata"]["generation"], changed["status"]) == (2, {"readyReplicas": 1})
+
+
+def test_errors_about_another_group_name_it(store: Store) -> None:
+    with pytest.raises(StatusError, match=r'deployments\.apps "x" not found') as caught:
+        store.get(DEPLOYMENTS, "shop", "x")
+    assert caught.value.status["details"] == {"name": "x", "group": "apps", "kind": "deployments"}
+    store.create(CLUSTER_ROLES, "", {"metadata": {"name": "system:tp2.user"}})
+    with pytest.raises(
+        StatusError, match=r'clusterroles\.rbac\.authorization\.k8s\.io "system:tp2.user" already exists'
+    ):
+        store.create(CLUSTER_ROLES, "", {"metadata": {"name": "system:tp2.user"}})
+
+
+@pytest.mark.parametrize(
+    ("labels", "fields", "names"),
+    [
+        ("", "", ["a", "b", "c"]),
+        ("app=web", "", ["a", "b"]),
+        ("app==web,tier!=front", "", ["b"]),
+        ("tier", "", ["a"]),
+        ("!tier", "", ["b", "c"]),
+        ("app!=web", "", ["c"]),
+        ("", "metadata.name=b", ["b"]),
+        ("app=web", "metadata.name!=b,metadata.namespace=shop", ["a"]),
+    ],
+)
+def test_selectors_select(store: Store, labels: str, fields: str, names: list[str]) -> None:
+    for obj in (pod("a", app="web", tier="front"), pod("b", app="web"), pod("c")):
+        store.create(PODS, "shop", obj)
+    selector = read_selector(labels, fields)
+    page = store.page(PODS, "shop", 1, "", selector)
+    found = [item["metadata"]["name"] for item in page["items"]]
+    while token := page["metadata"].get("continue"):
+        page = store.page(PODS, "shop", 1, token, selector)
+        found += [item["metadata"]["name"] for item in page["items"]]
+    assert found == names
+
+
+@pytest.mark.parametrize(("labels", "fields"), [("a===b", ""), ("!a=b", ""), ("a in (b)", ""), ("", "spec.nothing=1")])
+def test_selectors_that_cannot_be_read_are_bad_requests(labels: str, fields: str) -> None:
+    with pytest.raises(StatusError) as caught:
+        read_selector(labels, fields)
+    assert caught.value.code == 400
+
+
+def test_a_watch_that_selects_sees_what_begins_and_ceases_to_match(store: Store) -> None:
+    before = store.version
+    for app in ("web", "blog", "blog", "web"):
+        obj = pod("a", app=app)
+        _ = store.replace(PODS, "shop", "a", obj) if store.has(PODS, "shop", "a") else store.create(PODS, "shop", obj)
+    store.delete(PODS, "shop", "a")
+    events = list(store.since(before, PODS, None, read_selector("app=web", "")))
+    assert [event.type for event in events] == ["ADDED", "DELETED", "ADDED", "DELETED"]
+    assert events[1].object["metadata"]["labels"] == {"app": "web"}
+    assert [int(event.object["metadata"]["resourceVersion"]) - before for event in events] == [1, 2, 3, 4]
