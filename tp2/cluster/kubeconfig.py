@@ -45,6 +45,16 @@ class Access:
     server: str
     namespace: str
     _log_in: Callable[[Configuration], Awaitable[ApiClient]] = field(repr=False)
+    _cluster: Mapping[str, object] = field(repr=False, default_factory=dict)
+    _user: Mapping[str, object] = field(repr=False, default_factory=dict)
+
+    def leads_to_the_same_cluster_as(self, other: Access) -> bool:
+        """Whether context, server and the way to trust it are the same."""
+        return (self.context, self.server, self._cluster) == (other.context, other.server, other._cluster)
+
+    def has_the_same_user_as(self, other: Access) -> bool:
+        """Whether the kubeconfig's credentials are the same."""
+        return self._user == other._user
 
     async def connect(self) -> ApiClient:
         """A new client with fresh credentials; the caller closes it. It does not talk to the server yet.
@@ -77,13 +87,14 @@ def load(kubeconfig: Path | None, context: str | None) -> Access:
 
     :raises ClusterError: there is none, it cannot be read, or it lacks the context, its cluster or its user.
     """
+    paths = files(kubeconfig)
     if kubeconfig is not None:
-        return _from_files([_expanded(kubeconfig)], context, all_must_exist=True)
-    if paths := [_expanded(Path(part)) for part in os.environ.get("KUBECONFIG", "").split(os.pathsep) if part]:
+        return _from_files(paths, context, all_must_exist=True)
+    if os.environ.get("KUBECONFIG", "").strip(os.pathsep):
         return _from_files(paths, context, all_must_exist=False)
-    default = _expanded(Path("~/.kube/config"))
+    default = paths[0]
     if _exists(default):
-        return _from_files([default], context, all_must_exist=True)
+        return _from_files(paths, context, all_must_exist=True)
     if os.environ.get("KUBERNETES_SERVICE_HOST") and context is None:
         return _from_service_account()
     raise ClusterError(
@@ -91,6 +102,14 @@ def load(kubeconfig: Path | None, context: str | None) -> Access:
         f"$KUBECONFIG is not set and {default} does not exist",
         "name one with --kubeconfig, or fetch one with your cluster's tool (kind, gcloud, aws, az, ...)",
     )
+
+
+def files(kubeconfig: Path | None) -> list[Path]:
+    """Return the files that :func:`load` reads, whether they exist or not."""
+    if kubeconfig is not None:
+        return [_expanded(kubeconfig)]
+    from_environment = [_expanded(Path(part)) for part in os.environ.get("KUBECONFIG", "").split(os.pathsep) if part]
+    return from_environment or [_expanded(Path("~/.kube/config"))]
 
 
 def _expanded(path: Path) -> Path:
@@ -126,7 +145,7 @@ def _from_files(paths: list[Path], context: str | None, *, all_must_exist: bool)
         # Read again: a login in the meantime has put new credentials there.
         return await _client_of(select(paths, chosen.context, all_must_exist=all_must_exist), configuration)
 
-    return Access(chosen.context, chosen.server, chosen.namespace, log_in)
+    return Access(chosen.context, chosen.server, chosen.namespace, log_in, chosen.cluster, chosen.user)
 
 
 async def _client_of(chosen: Selection, configuration: Configuration) -> ApiClient:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import socket
 from collections.abc import Mapping
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 
 ERROR_BODY_LIMIT = 64 * 1024
 RETRY_AFTER_LIMIT = 60.0
+
+# After a change of the network, connections that wait for reuse may be dead, and a request on one of them would hang.
+_NO_REUSE = {"Connection": "close"}
+
+# When there is reason to doubt a connection: it is known to be dead after three seconds.
+_PROBE = {"TCP_KEEPIDLE": 1, "TCP_KEEPALIVE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 2}
 
 # A laptop that changes its network hears nothing more from a server that is well: ask after 30 s of silence.
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
@@ -74,7 +81,7 @@ class Session:
             path,
             "GET",
             query_params=list(query.items()),
-            header_params={"Accept": "application/json"},
+            header_params={"Accept": "application/json", **_NO_REUSE},
             auth_settings=["BearerToken"],
             _preload_content=False,
             _request_timeout=timeout,
@@ -117,14 +124,43 @@ def _retry_after(response: aiohttp.ClientResponse) -> float:
     return min(max(seconds, 0.0), RETRY_AFTER_LIMIT) if seconds == seconds else 0.0
 
 
-def _keep_alive(response: aiohttp.ClientResponse) -> None:
-    connection = response.connection
-    transport = connection.transport if connection else None
-    sock = transport.get_extra_info("socket") if transport else None
+def probe(response: aiohttp.ClientResponse) -> None:
+    """Find out within seconds whether the connection of *response* is alive; it ends with an error if it is not.
+
+    A connection from an address that the machine has lost is ended at once.
+    """
+    sock = _socket_of(response)
     if sock is None:
         return
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, seconds in _KEEPALIVE.items():
+    family = socket.AF_INET6 if sock.family == socket.AF_INET6 else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as own:
+        try:
+            own.bind((sock.getsockname()[0], 0))
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                response.close()
+                return
+    _set_keepalive(sock, _PROBE)
+    # Answered or not, it is known by then.
+    asyncio.get_running_loop().call_later(5.0, _set_keepalive, sock, _KEEPALIVE)
+
+
+def _keep_alive(response: aiohttp.ClientResponse) -> None:
+    sock = _socket_of(response)
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        _set_keepalive(sock, _KEEPALIVE)
+
+
+def _set_keepalive(sock: socket.socket, options: Mapping[str, int]) -> None:
+    with contextlib.suppress(OSError):  # closed meanwhile
+        for option, value in options.items():
             if hasattr(socket, option):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def _socket_of(response: aiohttp.ClientResponse) -> socket.socket | None:
+    connection = response.connection
+    transport = connection.transport if connection else None
+    return transport.get_extra_info("socket") if transport else None

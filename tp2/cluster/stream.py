@@ -24,6 +24,7 @@ https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -37,7 +38,7 @@ from tp2.backoff import Backoff
 from tp2.cluster.builder import CatalogBuilder
 from tp2.cluster.failure import ApiError, Failure, NotKubernetes, explain
 from tp2.cluster.lines import LineSplitter, LineTooLong
-from tp2.cluster.session import Session
+from tp2.cluster.session import Session, probe
 from tp2.errors import ClusterError
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,16 @@ class Stream:
         self._backoff = Backoff()
         self._version: str | None = None
         self._heard = False
+        self._nudged = asyncio.Event()
+        self._watching: aiohttp.ClientResponse | None = None
+
+    def nudge(self) -> None:
+        """The machine woke up, or its network changed: try again at once if the last attempt failed, and find out soon
+        whether a watch that is up only seems so."""
+        self._backoff.reset()
+        self._nudged.set()
+        if self._watching is not None:
+            probe(self._watching)
 
     async def run(self) -> None:
         """Follow until cancelled. Returns if an optional resource is forbidden.
@@ -146,7 +157,13 @@ class Stream:
                     if error.status == 401:
                         await self._log_in_again(login)
             pause = max(pause, self._backoff.failed(clock()))
-            await asyncio.sleep(pause)
+            await self._pause(pause)
+
+    async def _pause(self, seconds: float) -> None:
+        self._nudged.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._nudged.wait()
 
     async def _attempt(self) -> None:
         if self._version is None:
@@ -189,10 +206,14 @@ class Stream:
         async with response:
             self._is_up()
             splitter = LineSplitter(LINE_LIMIT)
-            async for chunk in response.content.iter_any():
-                for line in splitter.feed(chunk):
-                    self._take(line)
-                self._changed()
+            self._watching = response
+            try:
+                async for chunk in response.content.iter_any():
+                    for line in splitter.feed(chunk):
+                        self._take(line)
+                    self._changed()
+            finally:
+                self._watching = None
         if not self._heard:
             self._version = None
 

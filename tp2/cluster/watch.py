@@ -106,6 +106,18 @@ class Cluster:
         self._synced = False
         await self._session.close()
 
+    def nudge(self) -> None:
+        """The machine woke up, or its network changed: see :meth:`tp2.cluster.stream.Stream.nudge`."""
+        for stream in self._streams:
+            stream.nudge()
+
+    async def renew(self) -> None:
+        """Log in again: the kubeconfig has new credentials.
+
+        :raises ClusterError: they cannot be had; the former ones stay in use.
+        """
+        await self._session.open()
+
     def status(self) -> ClusterStatus:
         """How it is, for ``tp2 status``."""
         lost = next((stream.failure for stream in self._streams if stream.lost), None)
