@@ -14,28 +14,26 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
-from urllib.parse import urlsplit
 
+from tp2 import environment, following, resolvers
+from tp2.attachment import Attachment, first_cause
 from tp2.cluster import kubeconfig
-from tp2.cluster.watch import Cluster
+from tp2.cluster.kubeconfig import Access
 from tp2.control.server import ControlServer
 from tp2.dns.server import DnsServer
 from tp2.dns.upstream import Upstream
-from tp2.dns.zone import ZoneConfig
 from tp2.errors import ExitCode, ForwarderError, Tp2Error
 from tp2.forward.client import Helper, HelperForwarder
-from tp2.parts import Parts
+from tp2.parts import Parts, zone_config
 from tp2.portmap.mapper import Mapper
 from tp2.portmap.table import Table
-from tp2.resolvers import Resolvers, flush_system_cache, follow
+from tp2.resolvers import Resolvers
 from tp2.runtime import RuntimeDirectory
 from tp2.settings import Settings
 from tp2.socks.connector import Connector
 from tp2.socks.server import SocksServer
-from tp2.socks.tunnel import Endpoint, Tunnel
-from tp2.types import Destination
 
 try:
     import uvloop
@@ -43,9 +41,6 @@ except ImportError:
     uvloop = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
-
-#: Seconds that the Kubernetes API and the SSH endpoint each have to come up in, at start.
-START_TIMEOUT: Final = 15.0
 
 #: Descriptors kept back from the mappings: for the tunnel, the watches, upstream queries and the SOCKS server.
 RESERVED_DESCRIPTORS: Final = 1024
@@ -61,10 +56,10 @@ class Daemon:
     """One running tp2; the parameters are those of :func:`main`."""
 
     def __init__(
-        self, settings: Settings, resolvers: Resolvers, runtime: RuntimeDirectory, report: Report, began: float
+        self, settings: Settings, found: Resolvers, runtime: RuntimeDirectory, report: Report, began: float
     ) -> None:
         self._settings = settings
-        self._resolvers = resolvers
+        self._resolvers = found
         self._runtime = runtime
         self._report = report
         self._began = began
@@ -87,7 +82,7 @@ class Daemon:
                 forwarder = HelperForwarder(helper)
                 stack.push_async_callback(forwarder.close)
                 self._report("helper", f"{forwarder.kind} rules, held by process {forwarder.pid}")
-                parts = await self._build(forwarder)
+                parts = self._build(forwarder)
                 await self._come_up(parts, stack)
                 self._ready = True
                 self._report("ready", f"in {time.monotonic() - self._began:.2f} s")
@@ -96,7 +91,7 @@ class Daemon:
             if not self._stopping:
                 raise
         except BaseExceptionGroup as group:
-            raise _first_cause(group) from group
+            raise first_cause(group) from group
         return ExitCode.OK if self._ready else ExitCode.INTERRUPTED
 
     def stop(self) -> None:
@@ -119,105 +114,113 @@ class Daemon:
         logger.log(level, "%s: %s", context.get("message"), error)
         logger.debug("the same in full", exc_info=error)
 
-    async def _build(self, forwarder: HelperForwarder) -> Parts:
+    def _build(self, forwarder: HelperForwarder) -> Parts:
         """Build the parts and tie them together; nothing is started yet."""
-        settings = self._settings
-        assert settings.remote is not None
-        access = kubeconfig.load(settings.kubeconfig, settings.context)
-        api = await _addresses(access.server)
-        cluster = Cluster(access, namespaces=settings.namespaces)
-        tunnel = Tunnel(Endpoint(*settings.remote), identity=settings.identity, host_key=settings.host_key)
-        connector = Connector(tunnel)
+        settings, found = self._settings, self._resolvers
+        attachment = Attachment(settings, kubeconfig.load(settings.kubeconfig, settings.context))
+        connector = Connector(attachment.tunnel)
         capacity = (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS) // 2
         table = Table(settings.ports, capacity=capacity, idle_timeout=settings.idle_timeout)
-
-        def is_own(destination: Destination) -> bool:
-            # What leads to the cluster must not be led through the cluster.
-            return destination in tunnel.peer_addresses or destination in api
-
-        mapper = Mapper(table, forwarder, connector, spare=is_own)
-        upstream = Upstream(self._resolvers.fallback, exempt=forwarder.exempt)
+        mapper = Mapper(table, forwarder, connector, spare=lambda there: parts.attachment.leads_here(there))
+        upstream = Upstream(found.fallback, exempt=forwarder.exempt)
         dns = DnsServer(
-            catalog=lambda: cluster.catalog,
-            synced=lambda: cluster.catalog.generation > 0,
+            catalog=lambda: parts.attachment.cluster.catalog,
+            synced=lambda: parts.attachment.cluster.catalog.generation > 0,
             capture=mapper,
             upstream=upstream,
-            config=self._zone_config(self._resolvers, access.namespace),
-            why_unsynced=lambda: cluster.status()["last_error"] or "the cluster has not been listed yet",
+            config=zone_config(settings, found, attachment.access.namespace),
+            why_unsynced=lambda: parts.attachment.status()["cluster"]["last_error"] or "tp2 is not connected to it yet",
         )
         socks = SocksServer(connector, *settings.socks)
-        return Parts(
-            settings=settings,
-            resolvers=self._resolvers,
-            namespace=access.namespace,
-            forwarder=forwarder,
-            cluster=cluster,
-            tunnel=tunnel,
-            connector=connector,
-            socks=socks,
-            mapper=mapper,
-            upstream=upstream,
-            dns=dns,
-        )
-
-    def _zone_config(self, resolvers: Resolvers, namespace: str) -> ZoneConfig:
-        settings = self._settings
-        return ZoneConfig(
-            zone=settings.cluster_domain,
-            namespace=settings.namespaces[0] if settings.namespaces else namespace,
-            exclude=settings.exclude,
-            search=resolvers.search,
-            name_servers=resolvers.captured,
-        )
+        parts = Parts(settings, found, attachment, forwarder, connector, socks, mapper, upstream, dns)
+        return parts
 
     async def _come_up(self, parts: Parts, stack: contextlib.AsyncExitStack) -> None:
         """Start the parts in order; *stack* stops them in reverse."""
-        stack.push_async_callback(parts.cluster.close)
-        stack.push_async_callback(parts.tunnel.close)
+        stack.push_async_callback(lambda: parts.attachment.close())
         stack.push_async_callback(parts.connector.close)
         await _start(stack, ControlServer(self._runtime, parts.operations(lambda: self._ready, self.stop)))
         group = await stack.enter_async_context(asyncio.TaskGroup())
-        for coroutine in (parts.mapper.run(), _helper_lost(parts.forwarder)):
-            stack.callback(group.create_task(coroutine).cancel)
+
+        def in_background(work: Coroutine[Any, Any, None]) -> None:
+            stack.callback(group.create_task(work).cancel)
+
+        in_background(parts.mapper.run())
+        in_background(_helper_lost(parts.forwarder))
         await _start(stack, parts.socks)
         self._report("socks", str(self._settings.socks))
-        async with asyncio.TaskGroup() as starting:
-            starting.create_task(self._stage("cluster", parts.cluster.start(START_TIMEOUT), parts.describe_cluster))
-            starting.create_task(self._stage("tunnel", parts.tunnel.start(START_TIMEOUT), parts.describe_tunnel))
+        await parts.attachment.start(self._report)
         stack.callback(parts.upstream.close)
         await parts.dns.start(_loopback_addresses())
         stack.push_async_callback(parts.dns.close)
         self._report("dns", parts.describe_dns())
-        stack.push_async_callback(lambda: flush_system_cache(parts.resolvers))
+        stack.push_async_callback(lambda: resolvers.flush_system_cache(parts.resolvers))
         # Pushed again, so that on the way out the rules go before anything that they lead to.
         stack.push_async_callback(parts.forwarder.close)
         await parts.forwarder.capture_dns(self._resolvers.captured, parts.dns.port)
-        await flush_system_cache(self._resolvers)
+        await resolvers.flush_system_cache(self._resolvers)
         self._report("capture", f"port 53 of {', '.join(self._resolvers.captured)}")
-        stack.callback(group.create_task(self._follow_resolvers(parts)).cancel)
+        in_background(self._follow_resolvers(parts))
+        in_background(self._follow_kubeconfig(parts))
+        in_background(environment.watch(lambda why: self._disturbed(parts, why)))
+
+    def _disturbed(self, parts: Parts, why: str) -> None:
+        logger.debug("%s: looking whether all is well", why)
+        parts.attachment.nudge()
 
     async def _follow_resolvers(self, parts: Parts) -> None:
-        async def apply(resolvers: Resolvers) -> None:
-            logger.info("the nameservers are now %s", ", ".join(resolvers.captured))
-            parts.resolvers = resolvers
-            parts.upstream.set_servers(resolvers.fallback)
-            parts.dns.set_config(self._zone_config(resolvers, parts.namespace))
+        async def apply(found: Resolvers) -> None:
+            logger.info("the nameservers are now %s", ", ".join(found.captured))
+            parts.resolvers = found
+            parts.upstream.set_servers(found.fallback)
+            parts.dns.set_config(parts.zone_config())
             try:
-                await parts.forwarder.capture_dns(resolvers.captured, parts.dns.port)
+                await parts.forwarder.capture_dns(found.captured, parts.dns.port)
             except ForwarderError as error:
                 # What was captured still is; if the helper is gone, its watcher says so.
                 logger.warning("%s. %s", error, error.remedy)
 
-        await follow(self._settings, self._resolvers, apply)
+        await resolvers.follow(self._settings, self._resolvers, apply)
 
-    async def _stage(self, name: str, start: Awaitable[None], outcome: Callable[[], str]) -> None:
-        await start
-        self._report(name, outcome())
+    async def _follow_kubeconfig(self, parts: Parts) -> None:
+        settings = self._settings
+
+        def turn_to(access: Access, trouble: str | None = None) -> None:
+            parts.attachment = Attachment(settings, access, trouble)
+            parts.connector.use(parts.attachment.tunnel)
+            parts.dns.set_config(parts.zone_config())
+
+        async def leave(access: Access) -> None:
+            former = parts.attachment
+            turn_to(access)
+            await parts.mapper.clear()
+            await former.close()
+
+        async def attach(access: Access) -> None:
+            try:
+                await parts.attachment.start()
+            except Tp2Error as error:
+                turn_to(access, str(error))
+                raise
+
+        def rename(access: Access) -> None:
+            parts.attachment.access = access
+            parts.dns.set_config(parts.zone_config())
+
+        await following.follow(
+            kubeconfig.files(settings.kubeconfig),
+            lambda: kubeconfig.load(settings.kubeconfig, settings.context),
+            parts.attachment.access,
+            leave=leave,
+            attach=attach,
+            renew=lambda: parts.attachment.cluster.renew(),
+            rename=rename,
+        )
 
 
 def main(
     settings: Settings,
-    resolvers: Resolvers,
+    found: Resolvers,
     runtime: RuntimeDirectory,
     helper: Helper,
     report: Report,
@@ -225,6 +228,7 @@ def main(
 ) -> ExitCode:
     """Run a daemon in this process until it is told to stop; return the exit code.
 
+    :param found: the nameservers to capture and to ask, to begin with.
     :param began: when the user asked for it, on the monotonic clock: what ``ready`` counts from.
 
     :raises Tp2Error: it could not come up, or not go on. Everything is undone by then.
@@ -233,22 +237,12 @@ def main(
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with asyncio.Runner(loop_factory=LOOP_FACTORY) as runner:
-        return runner.run(Daemon(settings, resolvers, runtime, report, began).run(helper))
+        return runner.run(Daemon(settings, found, runtime, report, began).run(helper))
 
 
 async def _start(stack: contextlib.AsyncExitStack, part: ControlServer | SocksServer) -> None:
     await part.start()
     stack.push_async_callback(part.close)
-
-
-async def _addresses(url: str) -> set[tuple[str, int]]:
-    """Return the addresses and port of the server of *url*; none if its name does not resolve (others will say so)."""
-    parts = urlsplit(url)
-    port = parts.port or 443
-    with contextlib.suppress(OSError):
-        found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
-        return {(str(sockaddr[0]), port) for *_, sockaddr in found}
-    return set()
 
 
 def _loopback_addresses() -> list[str]:
@@ -266,11 +260,3 @@ async def _helper_lost(forwarder: HelperForwarder) -> None:
         f"the privileged helper (process {forwarder.pid}) ended, and the kernel removed its rules",
         "run tp2 up again; the system log may say who ended the helper",
     )
-
-
-def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return what a task group failed with; an error for the user before any other."""
-    leaves: list[BaseException] = []
-    for error in group.exceptions:
-        leaves.append(_first_cause(error) if isinstance(error, BaseExceptionGroup) else error)
-    return next((error for error in leaves if isinstance(error, Tp2Error)), leaves[0])

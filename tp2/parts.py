@@ -9,37 +9,39 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from tp2.cluster.watch import Cluster
+from tp2.attachment import Attachment
 from tp2.dns.server import DnsServer
 from tp2.dns.upstream import Upstream
+from tp2.dns.zone import ZoneConfig
 from tp2.forward.client import HelperForwarder
 from tp2.portmap.mapper import Mapper
 from tp2.resolvers import Resolvers
 from tp2.settings import Settings, SocketAddress
 from tp2.socks.connector import Connector
 from tp2.socks.server import SocksServer
-from tp2.socks.tunnel import Tunnel
 
 
 @dataclass(slots=True)
 class Parts:
     """Everything a daemon is made of. :mod:`tp2.daemon` builds it; nothing here starts or stops anything.
 
-    ``resolvers`` are those in use now: they change with resolv.conf. ``namespace`` is the context's.
+    ``resolvers`` and ``attachment`` are those in use now: they change with resolv.conf and with the kubeconfig.
     """
 
     settings: Settings
     resolvers: Resolvers
-    namespace: str
+    attachment: Attachment
     forwarder: HelperForwarder
-    cluster: Cluster
-    tunnel: Tunnel
     connector: Connector
     socks: SocksServer
     mapper: Mapper
     upstream: Upstream
     dns: DnsServer
     since: float = field(default_factory=time.time)
+
+    def zone_config(self) -> ZoneConfig:
+        """Return how names are looked up now."""
+        return zone_config(self.settings, self.resolvers, self.attachment.access.namespace)
 
     def operations(
         self, ready: Callable[[], bool], stop: Callable[[], None]
@@ -54,7 +56,8 @@ class Parts:
 
     def status(self, ready: bool) -> dict[str, Any]:
         """Return the object of ``tp2 status --json``; the README lists its keys."""
-        cluster, tunnel = self.cluster.status(), self.tunnel.status()
+        attachment = self.attachment.status()
+        cluster, tunnel = attachment["cluster"], attachment["tunnel"]
         healthy = cluster["synced"] and tunnel["state"] == "connected"
         return {
             "state": "starting" if not ready else "ready" if healthy else "degraded",
@@ -79,21 +82,23 @@ class Parts:
         rows = [{**row, "last_used": timestamp(row["last_used"])} for row in self.mapper.snapshot()]
         return {"mode": str(self.settings.mode), "mappings": rows}
 
-    def describe_cluster(self) -> str:
-        """Say in a line which cluster is watched."""
-        status = self.cluster.status()
-        return f"{status['context']} at {status['server']}: {status['services']} services"
-
-    def describe_tunnel(self) -> str:
-        """Say in a line where the tunnel leads."""
-        return f"{self.tunnel.status()['remote']}"
-
     def describe_dns(self) -> str:
         """Say in a line who answers what."""
         return f"{self._dns_address()}; other names go to {', '.join(map(str, self.resolvers.fallback))}"
 
     def _dns_address(self) -> str:
         return f"127.0.0.1:{self.dns.port}"
+
+
+def zone_config(settings: Settings, resolvers: Resolvers, namespace: str) -> ZoneConfig:
+    """Return how names are looked up: as a pod of the first ``--namespace``, or else of *namespace*, would."""
+    return ZoneConfig(
+        zone=settings.cluster_domain,
+        namespace=settings.namespaces[0] if settings.namespaces else namespace,
+        exclude=settings.exclude,
+        search=resolvers.search,
+        name_servers=resolvers.captured,
+    )
 
 
 def timestamp(seconds: float | None) -> str | None:

@@ -40,6 +40,9 @@ class Flow(Protocol):
     bytes_sent: int
     bytes_received: int
 
+    def abort(self) -> None:
+        """Reset the connection; its end is told as any other's."""
+
 
 class Carrier(Protocol):
     """What takes an accepted connection to the cluster."""
@@ -218,6 +221,18 @@ class Mapper:
                 self._listeners.accept_pending(mapping.local_port)
                 self._close_if_drained(mapping)
         batch.done.set_result(None)
+
+    async def clear(self) -> None:
+        """Let go of every mapping, in use or not: what they stand for is not there any more."""
+        # Those that are being opened have to be open to be let go of.
+        await asyncio.gather(*self._opening.values(), return_exceptions=True)
+        everything = [mapping for mapping in self.table if mapping.phase is Phase.LIVE]
+        if everything:
+            with contextlib.suppress(Tp2Error):  # logged already
+                await self._give_up(everything)
+        for flows in list(self._flows.values()):
+            for flow in list(flows):
+                flow.abort()
 
     async def collect(self) -> None:
         """Give up what has been unused for long enough; returns when its rules are gone, or were refused to go."""

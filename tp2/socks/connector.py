@@ -49,6 +49,10 @@ class Connector:
         self._all_gone = asyncio.Event()
         self._warned: dict[Refusal, float] = {}
 
+    def use(self, tunnel: Tunnel) -> None:
+        """Open channels through *tunnel* from now on; those that are open stay with the one they have."""
+        self._tunnel = tunnel
+
     def carry(self, sock: socket.socket, destination: Destination, on_close: Callable[[Flow], None]) -> Flow:
         """Connect *sock*, an accepted TCP socket, to *destination*; returns at once and never raises.
 

@@ -58,6 +58,8 @@ class Connection:
         self.sock.close()
         self._on_close(self)
 
+    abort = end
+
 
 class Carrier:
     def __init__(self) -> None:
@@ -312,6 +314,17 @@ async def test_tp2s_own_way_to_the_cluster_is_never_captured() -> None:
         assert mapper.renew([own])
         assert rig.rules.commits == 0
         assert len(rig.table) == 0
+
+
+async def test_when_the_cluster_is_another_every_mapping_goes_used_or_not() -> None:
+    async with running() as rig:
+        await rig.mapper.ensure([wanted(1, ttl=1000), wanted(2)])
+        client, connection = await rig.connect(port_of(rig, 2))
+        await rig.mapper.clear()
+        assert rig.rules.standing == {}
+        assert len(rig.table) == 0
+        assert connection.sock.fileno() == -1
+        client.close()
 
 
 async def test_the_snapshot_counts_open_and_ended_connections() -> None:
