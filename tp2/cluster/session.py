@@ -71,26 +71,72 @@ class Session:
                 self._renewals.succeeded(loop.time())
 
     async def get(self, path: str, query: Mapping[str, str], timeout: aiohttp.ClientTimeout) -> aiohttp.ClientResponse:
-        """GET *path*; the caller reads and releases the response, whose status is 200.
+        """GET *path*; the caller reads and releases the response, whose status is 2xx.
 
         :raises ApiError: any other status, with the Status object's message.
         :raises OSError, aiohttp.ClientError, ValueError: as aiohttp does.
         """
+        return await self.request("GET", path, query, timeout)
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        timeout: aiohttp.ClientTimeout,
+        *,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+    ) -> aiohttp.ClientResponse:
+        """Any request; as :meth:`get`. *body* is sent as JSON, which is what every *content_type* of the API takes."""
         assert self._client is not None
         response: aiohttp.ClientResponse = await self._client.call_api(
             path,
-            "GET",
+            method,
             query_params=list(query.items()),
-            header_params={"Accept": "application/json", **_NO_REUSE},
+            header_params={"Accept": accept, "Content-Type": content_type},
+            body=body,
             auth_settings=["BearerToken"],
             _preload_content=False,
             _request_timeout=timeout,
         )
-        if response.status == 200:
+        if 200 <= response.status < 300:
             _keep_alive(response)
             return response
         async with response:
             raise await _api_error(response)
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        timeout: aiohttp.ClientTimeout,
+        *,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+    ) -> bytes:
+        """The whole body of the answer to a :meth:`request`; logs in again, once, if the credentials have expired.
+
+        :raises ClusterError: new credentials cannot be had.
+        """
+
+        async def attempt() -> bytes:
+            async with await self.request(
+                method, path, query, timeout, body=body, content_type=content_type, accept=accept
+            ) as response:
+                return await response.read()
+
+        login = self.login
+        try:
+            return await attempt()
+        except ApiError as error:
+            if error.status != 401:
+                raise
+        await self.renew(login)
+        return await attempt()
 
     async def close(self) -> None:
         """Close the client and its connections."""
