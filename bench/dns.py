@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from statistics import mean
 from typing import Any, Final
@@ -22,7 +22,7 @@ from typing import Any, Final
 from bench import cluster, dnsperf
 from bench.cluster import Name
 from bench.contenders import Dnsmasq, Server, Tp2, measure, verify
-from bench.dnsperf import Run, Unanswered
+from bench.dnsperf import Unanswered
 from bench.report import Figure, alternate, percentile
 from tp2.sandbox.box import Sandbox
 
@@ -37,7 +37,7 @@ class Effort:
     :param many: how many names of the large cluster are asked for, where it is not as many as the small one has. Each
         becomes a mapping, of which tp2 holds at most 8,750 with the ports that it uses by default.
     :param fresh: names that are looked up for the first time in each round, one after the other.
-    :param burst: the same for those that are looked up together.
+    :param burst: the same for those that are looked up all at once.
     :param changes: objects that are created and deleted in each round.
     """
 
@@ -61,9 +61,6 @@ QUICK: Final = Effort(
 #: Queries a second at which latencies are taken: well below what either server can do, since at full speed it is
 #: the length of dnsperf's own queue that is measured.
 OFFERED: Final = 10_000
-
-#: How many of a burst's questions are under way at a time.
-AT_ONCE: Final = 100
 
 NFT: Final = "nft add element process"
 
@@ -146,30 +143,27 @@ def _first_lookups(effort: Effort, daemon: Tp2) -> Figure:
     """Names that nobody has asked for yet, beside processes of ``nft add element`` in the same namespace."""
     numbers = count(effort.many)
 
-    def fresh(many: int, **options: Any) -> Run:
-        names = [cluster.name(next(numbers)) for _ in range(many)]
+    def fresh(how: str, names: int) -> Any:
+        first, *_ = islice(numbers, names)
         before = daemon.status()["mappings"]["live"]
-        run = dnsperf.ask(daemon.box.laptop, daemon.port, _questions(daemon.box, names), **options)
-        if daemon.status()["mappings"]["live"] != before + many:
-            raise Unanswered("tp2", f"{many} names that are new to it did not become as many mappings")
-        verify(daemon, names)
-        return run
+        outcome = _inside(daemon.box, how, daemon.port, first, names)
+        if daemon.status()["mappings"]["live"] != before + names:
+            raise Unanswered("tp2", f"{names} names that are new to it did not become as many mappings")
+        return outcome
 
     def one_by_one() -> float:
-        return 1000 * fresh(effort.fresh, clients=1, outstanding=1).mean_latency
+        times: list[float] = fresh("lookups", effort.fresh)
+        return 1000 * mean(times)
 
     def at_once() -> float:
-        return 1000 * fresh(effort.burst, outstanding=AT_ONCE).seconds / effort.burst
+        seconds: float = fresh("burst", effort.burst)
+        return 1000 * seconds / effort.burst
 
     def nft() -> float:
         times: list[float] = _inside(daemon.box, "nft", effort.fresh)
         return 1000 * mean(times)
 
-    contenders = {
-        "tp2, one after the other": one_by_one,
-        f"tp2, {AT_ONCE} at a time": at_once,
-        NFT: nft,
-    }
+    contenders = {"tp2, one after the other": one_by_one, f"tp2, {effort.burst} at once": at_once, NFT: nft}
     return Figure("first lookup, mean of a name", "ms", alternate(effort.rounds, contenders), (NFT,))
 
 

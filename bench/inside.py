@@ -2,6 +2,9 @@
 
 ===================================== ==================================================================
 nft COUNT                             seconds that each of COUNT ``nft add element`` processes took
+lookups PORT FIRST COUNT              seconds that each of COUNT services' names, from number FIRST, took to
+                                      be looked up at 127.0.0.1:PORT, one after the other
+burst PORT FIRST COUNT                seconds that it took to look them all up at once
 listing KUBECONFIG                    seconds that it takes to read what tp2 lists at its start, and to
                                       do nothing with it
 changes KUBECONFIG PORT FIRST COUNT   for COUNT services from number FIRST, that the cluster does not
@@ -23,6 +26,7 @@ import socket
 import ssl
 import sys
 import time
+from collections.abc import Sequence
 from http.client import HTTPSConnection
 from pathlib import Path
 from typing import Any, Final
@@ -67,6 +71,34 @@ def nft(count: int) -> list[float]:
         _nft(f"delete table {_TABLE}")
 
 
+def lookups(port: int, first: int, count: int) -> list[float]:
+    """Time looking up names, each of which has to have its address."""
+    names = [name(number) for number in range(first, first + count)]
+    with _client(port) as sock:
+        times, replies = [], []
+        for query in [DNSRecord.question(item.full).pack() for item in names]:
+            began = time.perf_counter()
+            sock.send(query)
+            replies.append(sock.recv(4096))
+            times.append(time.perf_counter() - began)
+    _check(names, replies)
+    return times
+
+
+def burst(port: int, first: int, count: int) -> float:
+    """Time looking up names all at once, each of which has to have its address."""
+    names = [name(number) for number in range(first, first + count)]
+    with _client(port) as sock:
+        queries = [DNSRecord.question(item.full).pack() for item in names]
+        began = time.perf_counter()
+        for query in queries:
+            sock.send(query)
+        replies = [sock.recv(4096) for _ in queries]
+        seconds = time.perf_counter() - began
+    _check(names, replies)
+    return seconds
+
+
 def listing(kubeconfig: Path) -> float:
     """Time reading all Services, EndpointSlices and Namespaces, in pages as tp2 asks for them."""
     began = time.monotonic()
@@ -88,9 +120,7 @@ def changes(kubeconfig: Path, port: int, first: int, count: int) -> dict[str, li
     """Create and delete services, and time when the DNS server says so."""
     api = _Api(json.loads(kubeconfig.read_text(encoding="utf-8")))
     outcome: dict[str, list[float]] = {"created": [], "deleted": []}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.connect(("127.0.0.1", port))
-        sock.settimeout(_PATIENCE)
+    with _client(port) as sock:
         for number in range(first, first + count):
             item, wanted = cluster_service(number), name(number)
             collection = f"/api/v1/namespaces/{item['metadata']['namespace']}/services"
@@ -146,13 +176,28 @@ def _until(sock: socket.socket, wanted: Name, addresses: list[str]) -> float:
     return time.monotonic()
 
 
+def _client(port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.connect(("127.0.0.1", port))
+    sock.settimeout(_PATIENCE)
+    return sock
+
+
 def _addresses(sock: socket.socket, wanted: Name) -> list[str]:
-    query = DNSRecord.question(wanted.full)
-    sock.send(query.pack())
-    reply = DNSRecord.parse(sock.recv(4096))
-    while reply.header.id != query.header.id:
-        reply = DNSRecord.parse(sock.recv(4096))
-    return [str(record.rdata) for record in reply.rr if isinstance(record.rdata, A)]
+    sock.send(DNSRecord.question(wanted.full).pack())
+    return _read(sock.recv(4096))[1]
+
+
+def _check(names: Sequence[Name], replies: Sequence[bytes]) -> None:
+    """Let it be exactly *names* that *replies*, in any order, give the right addresses of."""
+    if sorted(map(_read, replies)) != sorted((item.full, [item.address]) for item in names):
+        raise SystemExit("some names were not looked up, or have another address than they should")
+
+
+def _read(reply: bytes) -> tuple[str, list[str]]:
+    """Return the name that a reply is about, and the addresses in it."""
+    message = DNSRecord.parse(reply)
+    return str(message.q.qname).rstrip("."), [str(record.rdata) for record in message.rr if isinstance(record.rdata, A)]
 
 
 def _nft(command: str) -> None:
@@ -168,6 +213,10 @@ def main(arguments: list[str]) -> None:
     match arguments:
         case ["nft", count]:
             outcome = nft(int(count))
+        case ["lookups", port, first, count]:
+            outcome = lookups(int(port), int(first), int(count))
+        case ["burst", port, first, count]:
+            outcome = burst(int(port), int(first), int(count))
         case ["listing", kubeconfig]:
             outcome = listing(Path(kubeconfig))
         case ["changes", kubeconfig, port, first, count]:
