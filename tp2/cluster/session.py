@@ -14,6 +14,7 @@ import json
 import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import aiohttp
 
@@ -44,6 +45,7 @@ class Session:
         self.access = access
         self.login = 0
         self._client: ApiClient | None = None
+        self._responses: WeakSet[aiohttp.ClientResponse] = WeakSet()
         self._renewing = asyncio.Lock()
         self._renewals = Backoff(first=1.0, ceiling=60.0)
 
@@ -55,6 +57,9 @@ class Session:
         client = await self.access.connect()
         old, self._client = self._client, client
         self.login += 1
+        # A watch would otherwise wait for the end of its connection's TLS, for as long as the server likes.
+        for response in list(self._responses):
+            response.close()
         if old is not None:
             await old.close()
 
@@ -103,6 +108,7 @@ class Session:
         )
         if 200 <= response.status < 300:
             _keep_alive(response)
+            self._responses.add(response)
             return response
         async with response:
             raise await _api_error(response)

@@ -168,21 +168,16 @@ class Sandbox:
         for item in objects:
             self.request("DELETE", f"{_collection(item)}/{item['metadata']['name']}")
 
-    def start_api(self, objects: Iterable[Object] = ()) -> None:
-        """Start the Kubernetes API and return when it answers. *objects* are what it starts with."""
-        file = self.directory / "objects.json"
+    def start_api(self, objects: Iterable[Object] = (), name: str = "api", port: int = API_PORT) -> None:
+        """Start a Kubernetes API and return when it answers.
+
+        :param objects: what it starts with.
+        :param name: of the directory for its keys and its kubeconfig; the same name has the same keys.
+        """
+        file = self.directory / f"{name}.json"
         file.write_text(json.dumps(list(objects)))
-        listen = f"{NODE}:{API_PORT}"
-        command = [
-            "tp2.sandbox.kubeapi",
-            "--listen",
-            listen,
-            "--dir",
-            str(self.directory / "api"),
-            "--objects",
-            str(file),
-        ]
-        self.api = self._python(self.cluster, *command)
+        files = ["--dir", str(self.directory / name), "--objects", str(file)]
+        self.api = self._python(self.cluster, "tp2.sandbox.kubeapi", "--listen", f"{NODE}:{port}", *files)
 
     def start_sshd(self) -> None:
         """Start the SSH endpoint and return when it listens."""
