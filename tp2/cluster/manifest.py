@@ -263,7 +263,7 @@ Who may log in: public keys, one a line. `tp2 install` makes this ConfigMap with
 The pod need not be restarted: it sees the keys within about a minute."""
 
 _COMMENTS: Final = {
-    ("ConfigMap", AUTHORIZED_KEYS): "Who may log in: public keys, one a line. `tp2 install` adds keys, and removes none.",
+    ("ConfigMap", AUTHORIZED_KEYS): "Who may log in: public keys, one a line. `tp2 install` adds yours.",
     ("Service", ENDPOINT): """\
 Nothing needs to reach this Service: tp2 goes through the API server. With `type: LoadBalancer` it goes there instead,
 where that answers.""",
