@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import click
 
-from bench import dns, report
+from bench import dns, recovery, report
 from bench.report import Figure
 from tp2.errors import Tp2Error
 
@@ -22,6 +22,7 @@ Bench = Callable[[bool, Callable[[str], None]], list[Figure]]
 
 BENCHES: Final[dict[str, Bench]] = {
     "dns": lambda quick, say: dns.run(dns.QUICK if quick else dns.Effort(), say),
+    "recovery": lambda quick, say: recovery.run(say),
 }
 
 
@@ -31,6 +32,8 @@ BENCHES: Final[dict[str, Bench]] = {
 @click.option("--quick", is_flag=True, help="Show that the bench works; its figures mean nothing.")
 def bench(name: str, file: Path | None, quick: bool) -> None:
     """Measure tp2 beside its peers on this machine."""
+    if file is not None and not file.parent.is_dir():
+        raise click.BadParameter(f"there is no directory {file.parent}", param_hint="--json")
     began = time.monotonic()
     rows: list[dict[str, Any]] = []
     for each in BENCHES if name == "all" else [name]:
@@ -54,7 +57,7 @@ def main() -> None:
     # So that the sandboxes are taken down on the way out.
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        bench()
+        bench(prog_name="scripts/bench")
     except Tp2Error as error:
         click.echo(f"bench: {error.what}\n  why: {error.why}\n  try: {error.remedy}", err=True)
         sys.exit(1)

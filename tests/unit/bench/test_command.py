@@ -52,3 +52,12 @@ def test_all_runs_every_bench_into_one_file(benches: list[bool], tmp_path: Path)
     assert done.exit_code == 0
     assert [row["bench"] for row in json.loads(file.read_text())] == ["dns", "dns", "later", "later"]
     assert benches == [True, True]
+
+
+def test_a_file_that_cannot_be_written_is_an_error_before_anything_is_measured(
+    benches: list[bool], tmp_path: Path
+) -> None:
+    done = CliRunner().invoke(command.bench, ["dns", "--json", str(tmp_path / "missing" / "figures.json")])
+    assert done.exit_code == 2
+    assert "there is no directory" in done.output
+    assert benches == []
