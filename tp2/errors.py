@@ -35,6 +35,9 @@ class Tp2Error(Exception):
 
     exit_code: ExitCode = ExitCode.FAILURE
 
+    lasting: bool = False
+    """Whether trying again mends nothing: somebody has to change a key, a right or an option first."""
+
     def __init__(self, what: str, why: str, remedy: str) -> None:
         super().__init__(what, why, remedy)
         self.what = what

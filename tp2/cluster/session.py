@@ -12,6 +12,7 @@ import contextlib
 import errno
 import json
 import socket
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -45,6 +46,7 @@ class Session:
         self.access = access
         self.login = 0
         self._client: ApiClient | None = None
+        self._lent: Counter[ApiClient] = Counter()
         self._responses: WeakSet[aiohttp.ClientResponse] = WeakSet()
         self._renewing = asyncio.Lock()
         self._renewals = Backoff(first=1.0, ceiling=60.0)
@@ -60,8 +62,22 @@ class Session:
         # A watch would otherwise wait for the end of its connection's TLS, for as long as the server likes.
         for response in list(self._responses):
             response.close()
-        if old is not None:
+        if old is not None and not self._lent[old]:
             await old.close()
+
+    def lend(self) -> ApiClient:
+        """The client of now, for a connection that is to outlive it: a login leaves it open until :meth:`take_back`."""
+        assert self._client is not None
+        self._lent[self._client] += 1
+        return self._client
+
+    async def take_back(self, client: ApiClient) -> None:
+        """The connection that *client* was lent for has ended."""
+        self._lent[client] -= 1
+        if not self._lent[client]:
+            del self._lent[client]
+            if client is not self._client:
+                await client.close()
 
     async def renew(self, login: int) -> None:
         """Log in again, unless somebody has done so since *login*.
@@ -111,7 +127,7 @@ class Session:
             self._responses.add(response)
             return response
         async with response:
-            raise await _api_error(response)
+            raise await api_error(response)
 
     async def ask(
         self,
@@ -151,7 +167,8 @@ class Session:
             await client.close()
 
 
-async def _api_error(response: aiohttp.ClientResponse) -> ApiError:
+async def api_error(response: aiohttp.ClientResponse) -> ApiError:
+    """What *response* refuses a request with; reads it, up to :data:`ERROR_BODY_LIMIT` bytes."""
     body = b""
     with contextlib.suppress(aiohttp.ClientError, TimeoutError):
         async for chunk in response.content.iter_any():
