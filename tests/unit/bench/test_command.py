@@ -30,7 +30,8 @@ def benches(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 def test_an_unknown_bench_is_an_error_that_names_the_known_ones() -> None:
     done = CliRunner().invoke(command.bench, ["swim"])
     assert done.exit_code == 2
-    assert "'dns', 'all'" in done.output
+    assert "'dns'" in done.output
+    assert "'all'" in done.output
 
 
 def test_a_bench_prints_a_table_and_writes_its_figures(benches: list[bool], tmp_path: Path) -> None:
