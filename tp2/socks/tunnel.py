@@ -20,6 +20,7 @@ Channels that were open when the connection ended are told at once by asyncssh, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import time
@@ -52,6 +53,9 @@ CONNECT_TIMEOUT = 10.0
 OPEN_TIMEOUT = 30.0
 """Seconds for the endpoint to reach a destination. A lost SYN is sent again after 1, 3, 7 and 15 s, so a
 destination that is slow but there gets its chance; sshd alone would wait two minutes for one that is not."""
+
+EAGER = 0.5
+"""The longest pause between attempts, in seconds, while a channel waits: whoever waits wants to know at once."""
 
 FAILED_RETRY = 10.0
 """Seconds between attempts while the state is failed. sshd counts failed logins against an address and forgives
@@ -127,6 +131,8 @@ class Tunnel:
         self._connect = connect
         self._backoff = Backoff()
         self._nudged = asyncio.Event()
+        # Set to have a pause look again at how long it should be.
+        self._wanted = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._link: _Link | None = None
         self._waiters: set[asyncio.Future[_Link]] = set()
@@ -177,6 +183,7 @@ class Tunnel:
         find out within :data:`PROBE` whether it only seems so."""
         self._backoff.reset()
         self._nudged.set()
+        self._wanted.set()
         link = self._link
         if link is None or link.lost.done():
             return
@@ -237,6 +244,7 @@ class Tunnel:
             raise self._not_connected()
         waiter: asyncio.Future[_Link] = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
+        self._wanted.set()
         try:
             async with asyncio.timeout_at(deadline):
                 return await waiter
@@ -299,12 +307,19 @@ class Tunnel:
             self._use(link)
 
     async def _pause(self, delay: float) -> None:
-        try:
-            async with asyncio.timeout(delay):
-                await self._nudged.wait()
-        except TimeoutError:
-            pass
+        """Wait for *delay* seconds, for :data:`EAGER` at the most while somebody waits, or until nudged."""
+        began = time.monotonic()
         self._nudged.clear()
+        while not self._nudged.is_set():
+            self._wanted.clear()
+            left = (
+                began + (min(delay, EAGER) if self._waiters and self._state != "failed" else delay) - time.monotonic()
+            )
+            if left <= 0:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._wanted.wait()
 
     async def _attempt(self) -> _Link:
         link = _Link()
