@@ -1,4 +1,4 @@
-"""A laptop's day: whatever happens, a running ``curl`` loop hardly notices (``scripts/bench recovery`` has the figures)."""
+"""A laptop's day: a running ``curl`` loop hardly notices it (``scripts/bench recovery`` has the figures)."""
 
 from __future__ import annotations
 
