@@ -108,7 +108,7 @@ def to_yaml(items: Iterable[Object]) -> str:
         text = yaml.dump(item, Dumper=_Dumper, sort_keys=False, width=1000, allow_unicode=True)
         parts.append("---\n" + _as_comment(comment) + text)
         if item["metadata"]["name"] == CONFIG and not any(o["metadata"]["name"] == AUTHORIZED_KEYS for o in items):
-            parts.append("---\n" + _as_comment(_NO_KEYS.format(namespace=item["metadata"]["namespace"])))
+            parts.append("\n" + _as_comment(_NO_KEYS.format(namespace=item["metadata"]["namespace"])))
     return "".join(parts)
 
 

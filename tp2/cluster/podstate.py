@@ -122,21 +122,28 @@ def deployment_problem(deployment: Object) -> Problem | None:
 def is_rolled_out(deployment: Object) -> bool:
     """Whether all pods are of the newest template, and available: what ``kubectl rollout status`` waits for."""
     status = _dict(deployment.get("status"))
-    wanted = _dict(deployment.get("spec")).get("replicas", 1)
-    seen = (status.get("observedGeneration") or 0) >= (deployment["metadata"].get("generation") or 0)
-    updated, total, available = (status.get(key) or 0 for key in ("updatedReplicas", "replicas", "availableReplicas"))
-    return bool(seen and updated >= max(wanted, 1) and total == updated and available >= updated)
+    wanted = _dict(deployment.get("spec")).get("replicas")
+    seen = _int(status.get("observedGeneration")) >= _int(deployment["metadata"].get("generation"))
+    updated, total, available = (_int(status.get(key)) for key in ("updatedReplicas", "replicas", "availableReplicas"))
+    return seen and updated >= max(_int(wanted), 1) and total == updated and available >= updated
 
 
 def _containers(status: Object) -> list[Object]:
-    listed = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
-    return [container for container in listed if isinstance(container, dict)]
+    return [*_dicts(status.get("initContainerStatuses")), *_dicts(status.get("containerStatuses"))]
 
 
 def _condition(obj: Object, kind: str) -> Object:
-    conditions = _dict(obj.get("status")).get("conditions") or ()
-    return next((entry for entry in conditions if isinstance(entry, dict) and entry.get("type") == kind), {})
+    conditions = _dicts(_dict(obj.get("status")).get("conditions"))
+    return next((condition for condition in conditions if condition.get("type") == kind), {})
 
 
 def _dict(value: Any) -> Object:
     return value if isinstance(value, dict) else {}
+
+
+def _dicts(value: Any) -> list[Object]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def _int(value: Any) -> int:
+    return value if isinstance(value, int) else 0

@@ -72,14 +72,12 @@ def _derived(identity: Path) -> str:
     what = f"the public key of {identity} is not known"
     try:
         key = asyncssh.read_private_key(str(identity))
-    except asyncssh.KeyEncryptionError as error:
-        remedy = f"write it beside it: `ssh-keygen -y -f {identity} > {identity}.pub`"
-        raise UsageError(
-            what, f"{identity}.pub does not exist, and the private key has a passphrase", remedy
-        ) from error
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise UsageError(what, why, "name an SSH private key with --identity") from error
+        why, remedy = getattr(error, "strerror", None) or str(error), "name an SSH private key with --identity"
+        if "passphrase" in why.lower():
+            why = f"the private key has a passphrase, and {identity.name}.pub is not beside it"
+            remedy = f"write it there: `ssh-keygen -y -f {identity} > {identity}.pub`"
+        raise UsageError(what, why, remedy) from error
     line = normalized(key.export_public_key().decode("utf-8", "replace"))
     if line is None:
         raise UsageError(what, f"sshd takes no {key.get_algorithm()} keys", _MAKE_ONE)
