@@ -23,14 +23,8 @@ from tp2.forward.privilege import become, calling_user
 from tp2.runtime import RuntimeDirectory
 from tp2.settings import Mode, Settings
 
-#: What the daemon would import as it goes. It may then have become a user who cannot read root's installation of
-#: tp2; and the Kubernetes client, which takes most of a second, is better imported while the helper starts.
-_NEEDED_LATER: Final = (
-    "concurrent.futures.thread",
-    "encodings.idna",
-    "kubernetes_asyncio.client",
-    "kubernetes_asyncio.config",
-)
+#: What the daemon would import as it goes. It may then have become a user who cannot read root's installation of tp2.
+_NEEDED_LATER: Final = ("concurrent.futures.thread", "encodings.idna")
 
 
 def up(settings: Settings, runtime: RuntimeDirectory, *, detach: bool) -> int:
@@ -46,6 +40,9 @@ def up(settings: Settings, runtime: RuntimeDirectory, *, detach: bool) -> int:
         for module in _NEEDED_LATER:
             importlib.import_module(module)
         from tp2 import daemon, resolvers
+        from tp2.cluster import lean
+
+        lean.prepare()
 
         found = resolvers.discover(settings)
         helper = starting.wait()

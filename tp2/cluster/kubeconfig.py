@@ -5,7 +5,7 @@ a client is made (:meth:`Access.connect`), and again for every client, because t
 cloud tools and credential plugins replace them in the meantime. Files and plugins are read and run as the current
 user.
 
-kubernetes_asyncio is imported when it is needed and not before: that takes most of a second.
+kubernetes_asyncio is imported when it is needed and not before, and not all of it (:mod:`tp2.cluster.lean`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from tp2 import __version__
+from tp2.cluster import lean
 from tp2.cluster.kubefile import Selection, select
 from tp2.cluster.plugin import credentials
 from tp2.errors import ClusterError
@@ -61,6 +62,7 @@ class Access:
 
         :raises ClusterError: the credentials cannot be had: a file is missing, a plugin failed.
         """
+        lean.prepare()
         from kubernetes_asyncio.client import Configuration
 
         configuration = Configuration()
@@ -149,6 +151,7 @@ def _from_files(paths: list[Path], context: str | None, *, all_must_exist: bool)
 
 
 async def _client_of(chosen: Selection, configuration: Configuration) -> ApiClient:
+    lean.prepare()
     from kubernetes_asyncio.client import ApiClient
     from kubernetes_asyncio.config import load_kube_config_from_dict
 
@@ -183,6 +186,7 @@ def _from_service_account() -> Access:
         namespace = ""
 
     async def log_in(configuration: Configuration) -> ApiClient:
+        lean.prepare()
         from kubernetes_asyncio.client import ApiClient
         from kubernetes_asyncio.config import ConfigException, load_incluster_config
 
