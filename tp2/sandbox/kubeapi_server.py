@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import yaml
 from aiohttp import web
 
+from tp2.sandbox.kubeapi_portforward import PortForwards
 from tp2.sandbox.kubeapi_resources import PODS, Object, Resource, StatusError, Target, target_of
 from tp2.sandbox.kubeapi_rights import Rights
 from tp2.sandbox.kubeapi_selectors import Selector, read_selector
@@ -48,7 +49,7 @@ class KubeApi:
     :param port: 0 for any that is free; the one it got is kept.
     :param certificate: the server's, if it should not be issued by *authority* for *host*.
 
-    ``logs`` is what the pods say, by namespace and name.
+    ``logs`` is what the pods say, by namespace and name; ``port_forwards`` are those into them.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class KubeApi:
         self._watches: set[Watch] = set()
         self._refusals: list[_Refusal] = []
         self._rights = Rights()
+        self.port_forwards = PortForwards(store, self._rights)
         self._silent = False
         self._watching = asyncio.Condition()
 
@@ -117,8 +119,9 @@ class KubeApi:
         self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
-        """End all watches properly and stop listening, as on SIGTERM."""
+        """End all watches properly, cut all port-forwards and stop listening, as a minute after a SIGTERM."""
         self.end_watches()
+        self.port_forwards.cut()
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()
@@ -246,6 +249,8 @@ class KubeApi:
                 self._rights.check(target, "get")
                 self.store.get(PODS, target.namespace or "", target.name)
                 return web.Response(text=self.logs.get((target.namespace or "", target.name), ""))
+            case _, "pods", "portforward":
+                return await self.port_forwards.serve(request, target)
         raise _not_allowed()
 
     async def _patch(self, request: web.Request, target: Target) -> web.Response:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import getpass
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import asyncssh
 from asyncssh.connection import SSHConnection
 
 from tp2.errors import EndpointError, UsageError
+from tp2.socks.dial import Way
 from tp2.socks.reasons import Unmendable, handshake_failed, identity_unusable
 
 HANDSHAKE_TIMEOUT = 15.0
@@ -133,15 +133,13 @@ class Access:
     host_key: asyncssh.SSHKey | None
     known_hosts: Path | None
 
-    async def log_in(
-        self, sock: socket.socket, on_lost: Callable[[Exception | None], None]
-    ) -> asyncssh.SSHClientConnection:
-        """Return an authenticated connection over *sock*, which it then owns.
+    async def log_in(self, way: Way, on_lost: Callable[[Exception | None], None]) -> asyncssh.SSHClientConnection:
+        """Return an authenticated connection over *way*.
 
         :param on_lost: called once, after all channels were told, when the connection has ended.
-        :raises EndpointError: when it does not come up; *sock* is then the caller's to close.
+        :raises EndpointError: when it does not come up; the way's stream is the caller's to end in any case.
         """
-        trusted = await asyncio.to_thread(self._trusted)
+        trusted = await asyncio.to_thread(self._trusted, way)
         keys = await asyncio.to_thread(self._keys)
         client = _Client(on_lost)
         try:
@@ -149,7 +147,7 @@ class Access:
                 return await asyncssh.connect(
                     self.endpoint.host,
                     self.endpoint.port,
-                    sock=sock,
+                    tunnel=way.stream,
                     config=None,
                     client_factory=lambda: client,
                     username=self.endpoint.login,
@@ -167,7 +165,7 @@ class Access:
                     keepalive_count_max=KEEPALIVE_MISSES,
                 )
         except asyncssh.HostKeyNotVerifiable as error:
-            raise self._not_trusted(trusted, client.presented, error) from None
+            raise self._not_trusted(way, trusted, client.presented, error) from None
         except EndpointError:
             raise
         except Exception as error:  # noqa: BLE001  asyncssh passes on whatever its parsers raise on strange bytes
@@ -184,7 +182,9 @@ class Access:
     def _offered(self) -> str:
         return str(self.identity) if self.identity else "the keys of ssh-agent and ~/.ssh, if there are any"
 
-    def _trusted(self) -> _Trusted:
+    def _trusted(self, way: Way) -> _Trusted:
+        if way.host_keys:
+            return self._vouched_for(way), [], []
         if self.host_key:
             return [self.host_key], [], []
         path = self._known_hosts_path()
@@ -202,13 +202,31 @@ class Access:
         )
         return list(host_keys), list(ca_keys), list(revoked)
 
+    def _vouched_for(self, way: Way) -> list[asyncssh.SSHKey]:
+        try:
+            return [asyncssh.import_public_key(line) for line in way.host_keys]
+        except asyncssh.KeyImportError as error:
+            raise EndpointError(
+                f"cannot check the key of {self.endpoint}",
+                f"{way.vouched_for_by} gives one that cannot be read: {error}",
+                f"look at what {way.vouched_for_by} says; it should be an OpenSSH public key",
+            ) from None
+
     def _known_hosts_path(self) -> Path:
         return self.known_hosts or Path("~/.ssh/known_hosts").expanduser()
 
-    def _not_trusted(self, trusted: _Trusted, presented: asyncssh.SSHKey | None, error: Exception) -> Unmendable:
+    def _not_trusted(
+        self, way: Way, trusted: _Trusted, presented: asyncssh.SSHKey | None, error: Exception
+    ) -> EndpointError:
         host_keys, _, revoked = trusted
         shown = _describe(presented) if presented else f"one that is not valid ({error})"
         expected = " or ".join(map(_describe, host_keys))
+        if way.host_keys:
+            return Unmendable(
+                f"{self.endpoint} is not who it should be",
+                f"{way.vouched_for_by} says its key is {expected}, but it presents {shown}",
+                "find out who answers in its place before you go on",
+            )
         source = "--host-key" if self.host_key else str(self._known_hosts_path())
         if presented in revoked:
             return Unmendable(

@@ -24,6 +24,8 @@ from tp2.errors import EndpointError
 class Unmendable(EndpointError):
     """A failure that trying again does not mend: somebody has to change a key, a login or an option first."""
 
+    lasting = True
+
 
 class Refusal(Enum):
     """Why a channel to a destination could not be opened; the value is how a log line puts it."""

@@ -22,7 +22,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -31,8 +30,8 @@ from typing import Literal, TypedDict
 import asyncssh
 
 from tp2.backoff import Backoff
-from tp2.errors import EndpointError
-from tp2.socks.dial import dial, has_address
+from tp2.errors import EndpointError, Tp2Error
+from tp2.socks.dial import Stream, Way, direct, has_address
 from tp2.socks.login import (
     KEEPALIVE_INTERVAL,
     KEEPALIVE_MISSES,
@@ -41,14 +40,11 @@ from tp2.socks.login import (
     is_up,
     parse_host_key,
 )
-from tp2.socks.reasons import ChannelRefused, Refusal, Unmendable, channel_refused, dial_failed
+from tp2.socks.reasons import ChannelRefused, Refusal, channel_refused, dial_failed
 
 __all__ = ["Endpoint", "Tunnel", "TunnelStatus"]
 
 logger = logging.getLogger(__name__)
-
-CONNECT_TIMEOUT = 10.0
-"""Seconds for the TCP connection to the endpoint, all of its addresses together."""
 
 OPEN_TIMEOUT = 30.0
 """Seconds for the endpoint to reach a destination. A lost SYN is sent again after 1, 3, 7 and 15 s, so a
@@ -91,8 +87,7 @@ class _Link:
     def __init__(self) -> None:
         self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self.connection: asyncssh.SSHClientConnection
-        self.peer: tuple[str, int]
-        self.local: str
+        self.stream: Stream
 
     def relax(self) -> None:
         """Go back to the ordinary keepalives after a probe."""
@@ -111,7 +106,8 @@ class Tunnel:
     :param host_key: the one public key the endpoint may present, as an OpenSSH line; ``None`` checks *known_hosts*.
     :param known_hosts: ``None`` means ``~/.ssh/known_hosts``.
     :param dial_timeout: how many seconds a new channel waits for a lost connection to come back.
-    :param connect: makes the TCP connection to the endpoint; raises :class:`OSError`.
+    :param connect: opens a way to the endpoint, and bounds the time for that; raises :class:`OSError` or
+        :class:`Tp2Error`. A ``lasting`` one makes the state failed.
     :raises UsageError: when *host_key* is not a public key.
     """
 
@@ -123,7 +119,7 @@ class Tunnel:
         host_key: str | None,
         known_hosts: Path | None = None,
         dial_timeout: float = 10.0,
-        connect: Callable[[str, int], Awaitable[socket.socket]] = dial,
+        connect: Callable[[str, int], Awaitable[Way]] = direct,
     ) -> None:
         self._endpoint = endpoint
         self._access = Access(endpoint, identity, parse_host_key(host_key) if host_key else None, known_hosts)
@@ -145,7 +141,7 @@ class Tunnel:
     async def start(self, timeout: float) -> None:
         """Connect, in one attempt of at most *timeout* seconds.
 
-        :raises EndpointError: with the cause and what to do; the tunnel is then closed.
+        :raises Tp2Error: with the cause and what to do; the tunnel is then closed.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -157,7 +153,7 @@ class Tunnel:
                 f"it was not up after {timeout:g} s",
                 "check that the endpoint is up and reachable; ssh to it shows where it hangs",
             ) from None
-        except EndpointError as error:
+        except Tp2Error as error:
             self._enter("closed", str(error))
             raise
         self._use(link)
@@ -174,6 +170,7 @@ class Tunnel:
             self._link = None
             link.connection.close()
             await link.connection.wait_closed()
+            await _end(link.stream)
         self._refuse_waiters()
         if self._openings:
             await asyncio.wait(self._openings)
@@ -187,7 +184,7 @@ class Tunnel:
         link = self._link
         if link is None or link.lost.done():
             return
-        if not has_address(link.local):
+        if not has_address(link.stream.local):
             link.connection.abort()
             return
         interval, misses = PROBE
@@ -199,7 +196,7 @@ class Tunnel:
     @property
     def peer_addresses(self) -> tuple[tuple[str, int], ...]:
         """The address and port of the endpoint, as connected to now: traffic to them must be left alone."""
-        return (self._link.peer,) if self._link else ()
+        return (self._link.stream.peer,) if self._link else ()
 
     def status(self) -> TunnelStatus:
         """Return what ``tp2 status`` says about the tunnel."""
@@ -288,21 +285,20 @@ class Tunnel:
     async def _keep_up(self, link: _Link) -> None:
         while True:
             cause = await link.lost
-            self._link = None
             self._enter("reconnecting", f"connection lost: {cause or 'closed by the endpoint'}")
+            await _end(link.stream)
+            self._link = None
             delay = self._backoff.failed(time.monotonic())
             while True:
                 await self._pause(delay)
                 try:
                     link = await self._attempt()
                     break
-                except Unmendable as error:
-                    self._enter("failed", str(error))
-                    self._refuse_waiters()
-                    delay = FAILED_RETRY
-                except EndpointError as error:
-                    self._enter("reconnecting", str(error))
-                    delay = self._backoff.failed(time.monotonic())
+                except Tp2Error as error:
+                    self._enter("failed" if error.lasting else "reconnecting", str(error))
+                    if error.lasting:
+                        self._refuse_waiters()
+                    delay = FAILED_RETRY if error.lasting else self._backoff.failed(time.monotonic())
             self._reconnects += 1
             self._use(link)
 
@@ -324,19 +320,14 @@ class Tunnel:
     async def _attempt(self) -> _Link:
         link = _Link()
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                sock = await self._connect(self._endpoint.host, self._endpoint.port)
+            way = await self._connect(self._endpoint.host, self._endpoint.port)
         except OSError as error:
             raise dial_failed(str(self._endpoint), error) from None
         try:
-            link.peer = sock.getpeername()[:2]
-            link.local = sock.getsockname()[0]
-            link.connection = await self._access.log_in(sock, link.on_lost)
-        except OSError as error:
-            sock.close()
-            raise dial_failed(str(self._endpoint), error) from None
+            link.stream = way.stream
+            link.connection = await self._access.log_in(way, link.on_lost)
         except BaseException:
-            sock.close()
+            await _end(way.stream)
             raise
         return link
 
@@ -363,6 +354,11 @@ class Tunnel:
                 state,
                 f" ({error})" if error else "",
             )
+
+
+async def _end(stream: Stream) -> None:
+    stream.abort()
+    await stream.wait_closed()
 
 
 def _abort_channel(task: asyncio.Task[asyncssh.SSHTCPChannel[bytes]]) -> None:

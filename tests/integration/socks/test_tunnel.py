@@ -26,6 +26,7 @@ from tests.integration.socks.rig import (
 from tests.integration.socks.sshd import Sshd, write_key
 from tp2.errors import EndpointError, Tp2Error, UsageError
 from tp2.socks import login
+from tp2.socks.dial import Way
 from tp2.socks.reasons import ChannelRefused, Refusal, Unmendable
 from tp2.socks.tunnel import MAX_WAITERS, PROBE, Endpoint, Tunnel
 from tp2.types import Destination
@@ -204,7 +205,7 @@ async def test_an_endpoint_that_does_not_run_is_refused(sshd: Sshd) -> None:
 
 
 async def test_a_name_that_does_not_resolve_is_named() -> None:
-    async def unresolved(host: str, port: int) -> socket.socket:
+    async def unresolved(host: str, port: int) -> Way:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     error = await failure(Tunnel(Endpoint("nowhere", 22, "me"), identity=None, host_key=None, connect=unresolved))
