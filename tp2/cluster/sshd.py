@@ -45,6 +45,9 @@ AuthorizedKeysFile {AUTHORIZED_KEYS_DIRECTORY}/{AUTHORIZED_KEYS_FILE}
 StrictModes no
 PidFile none
 
+# An image may know more users than the pod's /etc/passwd has (nss-systemd makes up two).
+AllowUsers {USER}
+PermitRootLogin no
 AuthenticationMethods publickey
 PasswordAuthentication no
 KbdInteractiveAuthentication no
