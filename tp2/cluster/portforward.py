@@ -218,15 +218,11 @@ class PortForward(asyncio.Transport):
         except BaseExceptionGroup as ends:
             reason = self._reason(ends.exceptions[0])
         finally:
-            try:
-                if self._closing and not self._aborted.is_set():
-                    await self._websocket.say_goodbye()
-            finally:
-                self._closing = True
-                self._websocket.abort()
-                if self._protocol is not None:
-                    self._protocol.connection_lost(reason)
-                await self._websocket.release()
+            self._closing = True
+            self._websocket.abort()
+            if self._protocol is not None:
+                self._protocol.connection_lost(reason)
+            await self._websocket.release()
 
     def _reason(self, error: BaseException) -> Exception | None:
         if isinstance(error, _Closed):
@@ -241,12 +237,14 @@ class PortForward(asyncio.Transport):
             match message.type:
                 case aiohttp.WSMsgType.BINARY:
                     data = self._reader.read(message.data)
-                    if data and self._protocol is not None and not self._aborted.is_set():
+                    if data and self._protocol is not None and not self._closing:
                         self._protocol.data_received(data)
                 case aiohttp.WSMsgType.PING:
                     await self._websocket.pong(message.data)
                 case aiohttp.WSMsgType.PONG:
                     pass
+                case aiohttp.WSMsgType.CLOSING:
+                    return
                 case aiohttp.WSMsgType.CLOSE:
                     words = f": {message.extra}" if message.extra else ""
                     raise ConnectionError(f"the server closed it with WebSocket code {message.data}{words}")
@@ -267,6 +265,7 @@ class PortForward(asyncio.Transport):
                     self._holding = False
                     self._protocol.resume_writing()
             if self._closing:
+                await self._websocket.say_goodbye()
                 raise _Closed
 
     async def _ask(self) -> None:

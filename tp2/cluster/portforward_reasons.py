@@ -33,7 +33,7 @@ def not_opened(error: Exception, access: Access, place: Place) -> Tp2Error:
     if isinstance(error, ApiError) and error.status != 401:
         return _refused(error, access, place)
     failure = explain(error, access, "pods/portforward", place.namespace)
-    failure.error.lasting = failure.patience == NOT_AT_ALL and error is not failure.error
+    failure.error.lasting = failure.patience == NOT_AT_ALL
     return failure.error
 
 

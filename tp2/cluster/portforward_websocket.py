@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT = 5.0
 """Seconds for each address of the API server (or proxy), TCP only."""
 
-CLOSE_TIMEOUT = 1.0
-"""Seconds that an orderly end may take; the other side learns nothing from it that it does not from the TCP end."""
+CLOSE_TIMEOUT = 10.0
+"""Seconds that the other side has to answer a Close frame, by which it has taken all that was sent before it."""
 
 
 class _Handshake:
@@ -70,7 +70,7 @@ class WebSocket:
         self._client = client
 
     async def say_goodbye(self) -> None:
-        """Send a Close frame and wait for the other side's, if it comes soon."""
+        """Send a Close frame and wait for the other side's; whoever receives meanwhile is told CLOSING."""
         with contextlib.suppress(Exception):
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._stream.close()

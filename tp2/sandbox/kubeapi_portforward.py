@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 
 from aiohttp import WSMsgType, web
 
@@ -83,7 +84,7 @@ class PortForwards:
         return await self._forward(request, pod, numbers)
 
     async def _forward(self, request: web.Request, pod: Object, numbers: list[int]) -> web.WebSocketResponse:
-        socket = web.WebSocketResponse(protocols=(_SUBPROTOCOL,), timeout=1.0)
+        socket = web.WebSocketResponse(protocols=(_SUBPROTOCOL,), timeout=1.0, autoping=False)
         await socket.prepare(request)
         self._open[socket] = request
         ports = [_Port(socket, 2 * index, pod, number, self._flowing) for index, number in enumerate(numbers)]
@@ -104,8 +105,10 @@ class PortForwards:
     async def _read(self, socket: web.WebSocketResponse, ports: list[_Port]) -> None:
         async for message in socket:
             await self._flowing.wait()
+            if message.type == WSMsgType.PING:
+                await socket.pong(message.data)
             # Frames for the error channel and for unknown ones are ignored.
-            if message.type == WSMsgType.BINARY and message.data and message.data[0] in range(0, 2 * len(ports), 2):
+            elif message.type == WSMsgType.BINARY and message.data and message.data[0] in range(0, 2 * len(ports), 2):
                 await ports[message.data[0] // 2].send(message.data[1:])
         for port in ports:
             port.end()
@@ -144,7 +147,7 @@ class _Port:
         try:
             await self._writer.drain()
         except OSError as error:
-            await self._complain(f"write: {(error.strerror or 'closed').lower()}")
+            await self._complain(f"write: {_words(error)}")
             self._ended.set()
 
     async def run(self) -> None:
@@ -153,8 +156,7 @@ class _Port:
         try:
             reader, self._writer = await asyncio.open_connection(address, self._number)
         except OSError as error:
-            words = (error.strerror or str(error)).lower()
-            await self._complain(f"failed to connect to {address}:{self._number}: connect: {words}")
+            await self._complain(f"failed to connect to {address}:{self._number}: connect: {_words(error)}")
             return
         finally:
             self._dialled.set()
@@ -163,13 +165,12 @@ class _Port:
         try:
             await asyncio.wait((pumping, ending), return_when=asyncio.FIRST_COMPLETED)
         finally:
+            # First of all: the client may go away, which cancels this, while the rest waits.
+            self._writer.close()
+            self._writer = None
             for task in (pumping, ending):
                 task.cancel()
             await asyncio.gather(pumping, ending, return_exceptions=True)
-            writer, self._writer = self._writer, None
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
 
     async def _pump(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError):
@@ -183,6 +184,10 @@ class _Port:
         text = f"error forwarding port {self._number} to {where}: failed to execute portforward: {words}"
         with contextlib.suppress(OSError):
             await self._socket.send_bytes(bytes([self._channel + 1]) + text.encode())
+
+
+def _words(error: OSError) -> str:
+    return os.strerror(error.errno).lower() if error.errno else str(error)
 
 
 def _numbers(request: web.Request) -> list[int]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+from tests.integration.socks.sshd import reserve_port
 from tp2.cluster import portforward
 from tp2.cluster.portforward import PortForward
 from tp2.cluster.session import Session
@@ -133,3 +135,19 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     while data := await reader.read(65536):
         writer.write(data)
         await writer.drain()
+
+
+@contextlib.contextmanager
+def nothing() -> Iterator[int]:
+    """A port of the pod's where nothing listens."""
+    with reserve_port() as sock:
+        yield sock.getsockname()[1]
+
+
+def open_files() -> dict[str, str]:
+    """What this process has open, by descriptor."""
+    files = {}
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            files[link.name] = str(link.readlink())
+    return files
