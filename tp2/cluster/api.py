@@ -128,15 +128,19 @@ class Api:
         """The end of what a container of a pod has printed."""
         resource = Resource("Pod", _CORE, "pods/log")
         path = f"{RESOURCES['Pod'].path(namespace)}/{quote(pod, safe='')}/log"
-        query = {"container": container, "limitBytes": str(LOG_LIMIT)}
+        query = {"container": container, "tailLines": "100", "limitBytes": str(LOG_LIMIT)}
         body = await self._ask("GET", "get", resource, namespace, pod, path, query, accept="application/json, */*")
         return body.decode("utf-8", "replace")
 
     async def denied(self, rights: Iterable[tuple[Right, str | None]]) -> list[tuple[Right, str | None]]:
         """Those *rights*, each in a namespace or at the cluster scope (None), that the user lacks."""
         asked = list(rights)
-        async with asyncio.TaskGroup() as group:
-            answers = [group.create_task(self._allowed(right, namespace)) for right, namespace in asked]
+        try:
+            async with asyncio.TaskGroup() as group:
+                answers = [group.create_task(self._allowed(right, namespace)) for right, namespace in asked]
+        except ExceptionGroup as failures:
+            # They fail together and for the same reason: the first one tells it.
+            raise failures.exceptions[0] from None
         return [right for right, answer in zip(asked, answers, strict=True) if not answer.result()]
 
     async def follow(

@@ -266,6 +266,12 @@ async def test_rights_are_asked_for_where_they_are_used(lab: Lab, session: Sessi
     ]
 
 
+async def test_rights_cannot_be_asked_for_while_the_api_server_is_away(lab: Lab, session: Session) -> None:
+    await lab.api.stop()
+    with pytest.raises(ClusterError, match="cannot reach"):
+        await missing_rights(session, NAMESPACE)
+
+
 async def test_exactly_the_verbs_that_are_used_are_asked_for(lab: Lab, session: Session) -> None:
     await missing_rights(session, NAMESPACE)
     assert len(lab.api.requests) == len(CATALOG_RIGHTS) + len(ENDPOINT_RIGHTS)

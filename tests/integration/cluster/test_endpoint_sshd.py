@@ -19,9 +19,12 @@ import asyncssh
 import pytest
 
 from tests.integration.cluster.endpoint_pod import LOOPBACK, EndpointPod, running
+from tests.integration.socks.rig import Portal, portal, serving, started
+from tests.integration.socks.rig import echo as repeat
 from tests.integration.socks.sshd import write_key
 from tp2.cluster import sshd
 from tp2.cluster.discover import read_host_key
+from tp2.socks.tunnel import Endpoint, Tunnel
 
 DEADLINE = 40.0
 
@@ -140,6 +143,25 @@ def test_a_key_that_is_added_lets_in_without_a_restart(pod: EndpointPod, echo: i
     finally:
         pod.authorized_keys.write_text(before)
     assert forwarded(pod, echo, tmp_path / "added") == b""
+
+
+async def test_tp2s_own_tunnel_goes_through_it(pod: EndpointPod) -> None:
+    endpoint = Endpoint(LOOPBACK, pod.port, sshd.USER)
+    tunnel = Tunnel(endpoint, identity=pod.identity, host_key=read_host_key(pod.host_key))
+    async with serving(repeat) as service, started(tunnel), portal(tunnel, service) as way:
+        answers = await asyncio.gather(*(through(way, bytes([number]) * 300_000) for number in range(20)))
+    assert answers == [bytes([number]) * 300_000 for number in range(20)]
+
+
+async def through(way: Portal, data: bytes) -> bytes:
+    """What comes back of *data*, sent as a client would."""
+    reader, writer = await way.connect()
+    writer.write(data)
+    writer.write_eof()
+    async with asyncio.timeout(DEADLINE):
+        answer = await reader.read(-1)
+    writer.close()
+    return answer
 
 
 # Who is let in

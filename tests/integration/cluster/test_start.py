@@ -136,12 +136,14 @@ async def test_a_token_that_is_wrong(lab: Lab) -> None:
     assert error.why == "401 Unauthorized"
 
 
-@pytest.mark.parametrize("plural", ["services", "endpointslices"])
-async def test_rights_that_are_missing(lab: Lab, plural: str) -> None:
+@pytest.mark.parametrize(
+    ("plural", "resource"), [("services", "services"), ("endpointslices", "endpointslices.discovery.k8s.io")]
+)
+async def test_rights_that_are_missing(lab: Lab, plural: str, resource: str) -> None:
     lab.api.forbid(plural)
     error = await refusal(lab.write())
     assert error.what == f"{plural} in all namespaces may not be listed"
-    assert error.why.startswith(f"{plural} is forbidden: User ")
+    assert error.why.startswith(f"{resource} is forbidden: User ")
     assert "--namespace" in error.remedy
     error = await refusal(lab.path, namespaces=["shop"])
     assert error.why.endswith('in the namespace "shop"')
