@@ -40,11 +40,13 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 5, "TCP_
 
 
 class Session:
-    """Requests to one Kubernetes API. ``login`` counts the clients there were, for :meth:`renew`."""
+    """Requests to one Kubernetes API. ``login`` counts the clients there were, for :meth:`renew`; ``opened`` is set
+    when there is one."""
 
     def __init__(self, access: Access) -> None:
         self.access = access
         self.login = 0
+        self.opened = asyncio.Event()
         self._client: ApiClient | None = None
         self._lent: Counter[ApiClient] = Counter()
         self._responses: WeakSet[aiohttp.ClientResponse] = WeakSet()
@@ -59,6 +61,7 @@ class Session:
         client = await self.access.connect()
         old, self._client = self._client, client
         self.login += 1
+        self.opened.set()
         # A watch would otherwise wait for the end of its connection's TLS, for as long as the server likes.
         for response in list(self._responses):
             response.close()

@@ -27,6 +27,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -92,7 +93,7 @@ class Stream:
 
     ``listed`` is set by the first complete list, or when an optional resource turns out not to be available;
     ``failure`` is why the last attempt failed, None once the server answers again; ``lost`` says that the failure
-    outlived the first retry, which is immediate.
+    outlived the first retry, which is immediate; ``heard`` is the Unix time of the server's last word.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Stream:
         self.listed = asyncio.Event()
         self.failure: ClusterError | None = None
         self.lost = False
+        self.heard = 0.0
         self._session = session
         self._builder = builder
         self._resource = resource
@@ -209,6 +211,7 @@ class Stream:
             self._watching = response
             try:
                 async for chunk in response.content.iter_any():
+                    self.heard = time.time()
                     for line in splitter.feed(chunk):
                         self._take(line)
                     self._changed()
@@ -260,6 +263,7 @@ class Stream:
         if self.lost:
             logger.info("following %s again", self._resource.plural)
         self.failure, self.lost = None, False
+        self.heard = time.time()
         self._backoff.succeeded(asyncio.get_running_loop().time())
 
     def _timeout(self, *, total: float | None = None, sock_read: float | None = None) -> aiohttp.ClientTimeout:

@@ -53,11 +53,13 @@ class Way:
     :param host_keys: the keys that the server there may present, as OpenSSH lines; empty if whoever opened the way
         does not know, and those that the tunnel was given hold.
     :param vouched_for_by: who says so, for messages.
+    :param through: what it leads through, in words, where it is not the endpoint's own address.
     """
 
     stream: Stream
     host_keys: tuple[str, ...] = ()
     vouched_for_by: str = ""
+    through: str = ""
 
 
 async def direct(host: str, port: int) -> Way:
