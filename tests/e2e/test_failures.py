@@ -69,14 +69,12 @@ def installed(laptop: Laptop, kubeconfig: str | None = None, *options: str) -> l
 def another_cluster(laptop: Laptop, *objects: Object) -> Iterator[str]:
     """Run a cluster of these objects; give its kubeconfig."""
     box = laptop.box
-    first = box.api
-    box.start_api(objects, "another", 6445)
+    api = box.start_api(objects, "another", 6445)
     try:
         yield str(box.directory / "another" / "kubeconfig")
     finally:
-        box.api.kill()
-        box.api.wait()
-        box.api = first
+        api.kill()
+        api.wait()
 
 
 def endpoint_pod(laptop: Laptop, **changes: Any) -> Object:

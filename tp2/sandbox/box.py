@@ -117,7 +117,7 @@ class Sandbox:
             self._make_keys()
             self._start_internet()
             self.objects.append(self.start_endpoint(ENDPOINT_POD))
-            self.start_api(self.objects)
+            self.api = self.start_api(self.objects)
             self.start_sshd()
             self.start_programs(*self._programs)
             self._stack = stack.pop_all()
@@ -189,8 +189,10 @@ class Sandbox:
         for item in objects:
             self.request("DELETE", f"{_collection(item)}/{item['metadata']['name']}")
 
-    def start_api(self, objects: Iterable[Object] = (), name: str = "api", port: int = API_PORT) -> None:
-        """Start a Kubernetes API and return when it answers.
+    def start_api(
+        self, objects: Iterable[Object] = (), name: str = "api", port: int = API_PORT
+    ) -> subprocess.Popen[Any]:
+        """Start a Kubernetes API and return it when it answers.
 
         :param objects: what it starts with.
         :param name: of the directory for its keys and its kubeconfig; the same name has the same keys.
@@ -198,7 +200,13 @@ class Sandbox:
         file = self.directory / f"{name}.json"
         file.write_text(json.dumps(list(objects)))
         files = ["--dir", str(self.directory / name), "--objects", str(file)]
-        self.api = self._python(self.cluster, "tp2.sandbox.kubeapi", "--listen", f"{NODE}:{port}", *files)
+        return self._python(self.cluster, "tp2.sandbox.kubeapi", "--listen", f"{NODE}:{port}", *files)
+
+    def restart_api(self) -> None:
+        """Kill the cluster's API and start it again, with a history of its own."""
+        self.api.kill()
+        self.api.wait()
+        self.api = self.start_api(self.objects)
 
     def start_sshd(self) -> None:
         """Start the SSH endpoint and return when it listens."""
