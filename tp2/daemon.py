@@ -25,6 +25,7 @@ from tp2.control.server import ControlServer
 from tp2.dns.server import DnsServer
 from tp2.dns.upstream import Upstream
 from tp2.errors import ExitCode, ForwarderError, Tp2Error
+from tp2.eventloop import DescriptorLost, new_event_loop
 from tp2.forward.client import Helper, HelperForwarder
 from tp2.parts import Parts, zone_config
 from tp2.portmap.mapper import Mapper
@@ -35,18 +36,10 @@ from tp2.settings import Settings
 from tp2.socks.connector import Connector
 from tp2.socks.server import SocksServer
 
-try:
-    import uvloop
-except ImportError:
-    uvloop = None  # type: ignore[assignment]
-
 logger = logging.getLogger(__name__)
 
 #: Descriptors kept back from the mappings: for the tunnel, the watches, upstream queries and the SOCKS server.
 RESERVED_DESCRIPTORS: Final = 1024
-
-#: None where there is no uvloop (no wheel for the platform): asyncio's own loop is slower, but the same.
-LOOP_FACTORY: Final = uvloop.new_event_loop if uvloop is not None else None
 
 #: Says what a stage has come to: the stage's name, then its outcome in words.
 Report = Callable[[str, str], None]
@@ -110,6 +103,12 @@ class Daemon:
     def _stray(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         # Nobody waited for this: a handshake that was broken off with the connection, or else a mistake of ours.
         error = context.get("exception")
+        if isinstance(error, DescriptorLost):
+            # Not one byte more, an orderly farewell included: it might go to somebody else. As after SIGKILL, the
+            # helper, or else the kernel, undoes the rules.
+            logger.critical("tp2 ends here, since its connections cannot be told apart any more: %s", error)
+            logger.critical("this is a bug: please report it, and run tp2 up again")
+            os._exit(ExitCode.FAILURE)
         level = logging.WARNING if self._ready and not self._stopping else logging.DEBUG
         logger.log(level, "%s: %s", context.get("message"), error)
         logger.debug("the same in full", exc_info=error)
@@ -236,7 +235,7 @@ def main(
     # Each mapping is a descriptor, and so is each connection: take what is allowed.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with asyncio.Runner(loop_factory=LOOP_FACTORY) as runner:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(Daemon(settings, found, runtime, report, began).run(helper))
 
 

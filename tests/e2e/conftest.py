@@ -139,12 +139,18 @@ class Up:
 
 
 def eventually(holds: Callable[[], bool], within: float = PATIENCE) -> float:
-    """Return how many seconds it took until *holds*; fail if it never does. For what gives an outsider no event."""
+    """Wait until *holds*, and fail if it never does. For what gives an outsider no event.
+
+    Returns the seconds after which the first attempt that succeeded began: whoever tried later would have succeeded
+    too. How long an attempt itself takes, on a busy machine, does not count.
+    """
     began = time.monotonic()
-    while not holds():
+    while True:
+        attempt = time.monotonic()
+        if holds():
+            return attempt - began
         assert time.monotonic() - began < within, f"not true after {within} s: {holds}"
         time.sleep(0.02)
-    return time.monotonic() - began
 
 
 @pytest.fixture(scope="module")

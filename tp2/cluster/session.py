@@ -226,7 +226,8 @@ def _keep_alive(response: aiohttp.ClientResponse) -> None:
 
 
 def _set_keepalive(sock: socket.socket, options: Mapping[str, int]) -> None:
-    with contextlib.suppress(OSError):  # closed meanwhile
+    # Closed meanwhile: asyncio raises the first, uvloop the second.
+    with contextlib.suppress(OSError, ValueError):
         for option, value in options.items():
             if hasattr(socket, option):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
