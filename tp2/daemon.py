@@ -191,6 +191,7 @@ class Daemon:
 
         async def leave(access: Access) -> None:
             former = parts.attachment
+            parts.dns.turn(former.cluster.catalog)
             turn_to(access)
             await parts.mapper.clear()
             await former.close()
@@ -201,6 +202,7 @@ class Daemon:
             except Tp2Error as error:
                 turn_to(access, str(error))
                 raise
+            parts.dns.turned()
 
         def rename(access: Access) -> None:
             parts.attachment.access = access

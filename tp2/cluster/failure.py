@@ -104,6 +104,15 @@ def _api(error: ApiError, access: Access, plural: str, namespace: str | None) ->
     return Failure(ClusterError(what, why, "wait for the API server to recover; tp2 keeps trying"), ALWAYS)
 
 
+def slow_login(access: Access) -> ClusterError:
+    """New credentials are waited for: the plugin that should give them is still running."""
+    return ClusterError(
+        f"there are no new credentials for context {access.context!r} yet",
+        "the credential plugin of the kubeconfig is still running",
+        f"see what `kubectl --context {access.context} get services` waits for: it may ask for a login",
+    )
+
+
 # OpenSSL's X509_V_ERR_*: https://docs.openssl.org/3.0/man3/X509_STORE_CTX_get_error/
 _CERTIFICATES = {
     9: "check this machine's clock",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
 import socket
 from collections import Counter
@@ -22,6 +21,7 @@ import aiohttp
 from tp2.backoff import Backoff
 from tp2.cluster.failure import ApiError
 from tp2.cluster.kubeconfig import Access
+from tp2.environment import has_address
 
 if TYPE_CHECKING:
     from kubernetes_asyncio.client import ApiClient
@@ -204,14 +204,9 @@ def probe(response: aiohttp.ClientResponse) -> None:
     sock = _socket_of(response)
     if sock is None:
         return
-    family = socket.AF_INET6 if sock.family == socket.AF_INET6 else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as own:
-        try:
-            own.bind((sock.getsockname()[0], 0))
-        except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL:
-                response.close()
-                return
+    if not has_address(sock.getsockname()[0]):
+        response.close()
+        return
     _set_keepalive(sock, _PROBE)
     # Answered or not, it is known by then.
     asyncio.get_running_loop().call_later(5.0, _set_keepalive, sock, _KEEPALIVE)

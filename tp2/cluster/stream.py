@@ -37,7 +37,7 @@ import aiohttp
 
 from tp2.backoff import Backoff
 from tp2.cluster.builder import CatalogBuilder
-from tp2.cluster.failure import ApiError, Failure, NotKubernetes, explain
+from tp2.cluster.failure import ApiError, Failure, NotKubernetes, explain, slow_login
 from tp2.cluster.lines import LineSplitter, LineTooLong
 from tp2.cluster.session import Session, probe
 from tp2.errors import ClusterError
@@ -46,6 +46,9 @@ logger = logging.getLogger(__name__)
 
 LINE_LIMIT = 16 * 1024 * 1024
 """Longest line of a watch, in bytes: ten times what etcd stores by default."""
+
+SLOW_LOGIN = 1.5
+"""Seconds after which a login that is still under way is reported."""
 
 _VERSION_SURVIVES = (401, 403, 429, 503)
 _EXPECTED = (ApiError, ClusterError, NotKubernetes, LineTooLong, OSError, aiohttp.ClientError)
@@ -247,10 +250,16 @@ class Stream:
         return failure
 
     async def _log_in_again(self, login: int) -> None:
+        renewing = asyncio.create_task(self._session.renew(login))
         try:
-            await self._session.renew(login)
+            await asyncio.wait([renewing], timeout=SLOW_LOGIN)
+            if not renewing.done():
+                self._report(slow_login(self._session.access))
+            await renewing
         except ClusterError as error:
             self._report(error)
+        finally:
+            renewing.cancel()
 
     def _report(self, error: ClusterError) -> None:
         # Most breaks are over with the first retry, which is immediate: nobody needs to hear of those.

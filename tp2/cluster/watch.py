@@ -17,7 +17,7 @@ from typing import TypedDict
 
 from tp2.cluster.builder import ENDPOINT_SLICE, NAMESPACE, SERVICE, CatalogBuilder
 from tp2.cluster.catalog import Catalog
-from tp2.cluster.failure import MayNotList
+from tp2.cluster.failure import MayNotList, slow_login
 from tp2.cluster.kubeconfig import Access
 from tp2.cluster.session import Session
 from tp2.cluster.stream import Pace, Resource, Stream
@@ -204,11 +204,8 @@ class Cluster:
     def _too_slow(self, timeout: float) -> ClusterError:
         context, within = self._access.context, f"within {timeout:g} s"
         if not self._session.login:
-            return ClusterError(
-                f"the credentials of context {context!r} did not come {within}",
-                "the credential plugin of the kubeconfig is still running",
-                f"see what `kubectl --context {context} get services` waits for: it may ask for a login",
-            )
+            slow = slow_login(self._access)
+            return ClusterError(f"the credentials of context {context!r} did not come {within}", slow.why, slow.remedy)
         failure = next((stream.failure for stream in self._streams if stream.failure), None)
         if failure is not None:
             return ClusterError(failure.what, f"{failure.why} (no better {within})", failure.remedy)

@@ -75,6 +75,7 @@ MaxStartups 200
 @dataclass
 class _Pod:
     files: PodFiles
+    address: str
     process: subprocess.Popen[Any] | None = None
 
 
@@ -230,8 +231,9 @@ class Sandbox:
     def start_endpoint(self, name: str, address: str = ENDPOINT_ADDRESS) -> Object:
         """Start the pod of an installed endpoint, or start its containers again; return its object, for
         :meth:`create`, when it takes connections."""
-        pod = self._pods.get(name) or _Pod(PodFiles(self.directory / name, address, sshd.PORT))
+        pod = self._pods.get(name) or _Pod(PodFiles(self.directory / name, address, sshd.PORT), address)
         self._pods[name] = pod
+        address = pod.address
         shutil.copyfile(self.identity.with_suffix(".pub"), pod.files.authorized_keys)
         self.cluster.run("ip", "addr", "replace", f"{address}/32", "dev", "lo")
         log = self.cluster.run(*pod.files.command("initContainers"))

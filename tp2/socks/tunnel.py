@@ -30,8 +30,9 @@ from typing import Literal, TypedDict
 import asyncssh
 
 from tp2.backoff import Backoff
+from tp2.environment import has_address
 from tp2.errors import EndpointError, Tp2Error
-from tp2.socks.dial import Stream, Way, direct, has_address
+from tp2.socks.dial import Stream, Way, direct
 from tp2.socks.login import (
     KEEPALIVE_INTERVAL,
     KEEPALIVE_MISSES,
