@@ -10,14 +10,17 @@ import asyncio
 import contextlib
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 from tp2.errors import ForwarderError, PrivilegeError
 from tp2.forward import protocol
 from tp2.forward.privilege import start_helper
+from tp2.forward.rules import Inlet
 from tp2.types import Destination, Redirect
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +104,27 @@ class HelperForwarder:
 
     async def capture_dns(self, nameservers: Sequence[str], port: int) -> None:
         """See :class:`tp2.forward.rules.Rules`."""
-        await self._ask(protocol.CaptureDns(tuple(nameservers), port))
+        await self._do(protocol.CaptureDns(tuple(nameservers), port))
 
     async def update(self, add: Sequence[Redirect], remove: Sequence[Destination]) -> None:
         """See :class:`tp2.forward.rules.Rules`."""
-        await self._ask(protocol.Update(tuple(add), tuple(remove)))
+        await self._do(protocol.Update(tuple(add), tuple(remove)))
+
+    async def cluster(self, add: Sequence[str], remove: Sequence[str], port: int | None) -> None:
+        """See :class:`tp2.forward.rules.Rules`."""
+        await self._do(protocol.Cluster(tuple(add), tuple(remove), port))
+
+    async def containers(self, inlets: Sequence[Inlet]) -> None:
+        """See :class:`tp2.forward.rules.Rules`."""
+        await self._do(protocol.Containers(tuple(inlets)))
 
     async def exempt(self, sock: socket.socket) -> None:
         """See :class:`tp2.forward.rules.Rules`."""
-        await self._ask(protocol.Exempt(), sock)
+        await self._do(protocol.Exempt(), sock)
+
+    async def refused(self) -> dict[Destination, int]:
+        """See :class:`tp2.forward.rules.Rules`."""
+        return await self._ask(protocol.Refused(), protocol.decode_refused)
 
     async def close(self) -> None:
         """Let the helper go and wait until it has ended, and with it every rule."""
@@ -124,7 +139,12 @@ class HelperForwarder:
         # Reaped where it is ours; after a detach it is not, and there is nothing to wait for.
         await asyncio.to_thread(self._helper.process.wait)
 
-    async def _ask(self, request: protocol.Request, sock: socket.socket | None = None) -> None:
+    async def _do(self, request: protocol.Request, sock: socket.socket | None = None) -> None:
+        await self._ask(request, protocol.decode_reply, sock)
+
+    async def _ask(
+        self, request: protocol.Request, decode: Callable[[bytes], Answer], sock: socket.socket | None = None
+    ) -> Answer:
         async with self._lock:
             if self._closed or self._ended.is_set():
                 raise _gone()
@@ -137,7 +157,7 @@ class HelperForwarder:
                     await exchange
                 raise
         try:
-            protocol.decode_reply(line)
+            return decode(line)
         except protocol.ProtocolError as error:
             raise ForwarderError(
                 "the privileged helper failed", str(error), "restart tp2; if it happens again, report it"

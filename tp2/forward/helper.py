@@ -85,8 +85,14 @@ def _answer(request: protocol.Request, rules: Rules, descriptors: list[int]) -> 
                 rules.capture_dns(nameservers, port)
             case protocol.Update(add, remove):
                 rules.update(add, remove)
+            case protocol.Cluster(addresses, gone, local_port):
+                rules.cluster(addresses, gone, local_port)
+            case protocol.Containers(inlets):
+                rules.containers(inlets)
             case protocol.Exempt():
                 _exempt(rules, descriptors)
+            case protocol.Refused():
+                return protocol.encode_reply(refused=rules.refused())
     except Tp2Error as error:
         return protocol.encode_reply(error)
     return protocol.encode_reply()

@@ -16,6 +16,7 @@ import socket
 from collections.abc import Iterable, Sequence
 
 from tp2.errors import AlreadyRunning, ForwarderError, PrivilegeError
+from tp2.forward.rules import Inlet
 from tp2.types import Destination, Redirect
 
 #: Marks the packets of exempted sockets: ASCII "tp", away from the low bits that VPNs and Kubernetes use.
@@ -120,6 +121,18 @@ class Nftables:
             self._commit(commands)
         self._redirects = wanted
 
+    def cluster(self, add: Sequence[str], remove: Sequence[str], port: int | None) -> None:
+        """See :meth:`tp2.forward.rules.Rules.cluster`."""
+        raise _not_built()
+
+    def containers(self, inlets: Sequence[Inlet]) -> None:
+        """See :meth:`tp2.forward.rules.Rules.containers`."""
+        raise _not_built()
+
+    def refused(self) -> dict[Destination, int]:
+        """See :meth:`tp2.forward.rules.Rules.refused`."""
+        raise _not_built()
+
     def exempt(self, sock: socket.socket) -> None:
         """See :meth:`tp2.forward.rules.Rules.exempt`; sets SO_MARK (socket(7))."""
         try:
@@ -157,6 +170,10 @@ class Nftables:
         # The library quotes the failing command and underlines it: the first line carries the reason.
         lines = text.decode("utf-8", "replace").strip().splitlines()
         return lines[0].removeprefix("Error: ") if lines else "no reason given"
+
+
+def _not_built() -> ForwarderError:
+    return ForwarderError("cannot do this with nftables", "it is not built yet", "use a newer tp2")
 
 
 def _elements(verb: str, name: str, elements: Iterable[str]) -> list[str]:

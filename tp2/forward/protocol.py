@@ -4,8 +4,12 @@
 request                                          meaning (see :class:`tp2.forward.rules.Rules`)
 ================================================ =======================================================
 ``{"op":"dns","nameservers":[A...],"port":P}``   capture_dns
-``{"op":"update","add":[[A,P,LOCAL]...],``       update
+``{"op":"update","add":[[A,P,LOCAL,L]...],``     update; L is the local address, or null
 ``"remove":[[A,P]...]}``
+``{"op":"cluster","add":[A...],``                cluster; LOCAL is null where connections are refused
+``"remove":[A...],"port":LOCAL}``
+``{"op":"containers","inlets":[[I,P,P]...]}``    containers: interface, TCP port, DNS port
+``{"op":"refused"}``                             refused; the answer has ``"refused":[[A,P,COUNT]...]``
 ``{"op":"exempt"}`` and a descriptor             exempt that socket (it comes along by SCM_RIGHTS)
 end of file                                      remove everything and end
 ================================================ =======================================================
@@ -20,7 +24,7 @@ This module is pure: it turns lines into checked requests and back. The helper t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +37,11 @@ from tp2.errors import (
 )
 from tp2.forward.rules import (
     FIRST_UNPRIVILEGED_PORT,
+    Inlet,
     checked_address,
+    checked_cluster_address,
     checked_destination,
+    checked_inlet,
     checked_port,
     checked_redirect,
 )
@@ -61,11 +68,32 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True)
+class Cluster:
+    """Change the cluster's addresses; send what no redirect names to a local port, or refuse it."""
+
+    add: tuple[str, ...]
+    remove: tuple[str, ...]
+    port: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Containers:
+    """Capture what comes in by exactly these inlets."""
+
+    inlets: tuple[Inlet, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Exempt:
     """Exempt the socket that came with this message."""
 
 
-Request = CaptureDns | Update | Exempt
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Tell what was refused since the last such request."""
+
+
+Request = CaptureDns | Update | Cluster | Containers | Exempt | Refused
 
 
 class ProtocolError(Exception):
@@ -80,11 +108,17 @@ def encode_request(request: Request) -> bytes:
         case Update(add, remove):
             message = {
                 "op": "update",
-                "add": [(r.destination.address, r.destination.port, r.local_port) for r in add],
+                "add": [(r.destination.address, r.destination.port, r.local_port, r.local_address) for r in add],
                 "remove": remove,
             }
+        case Cluster(add=addresses, remove=gone, port=local):
+            message = {"op": "cluster", "add": addresses, "remove": gone, "port": local}
+        case Containers(inlets):
+            message = {"op": "containers", "inlets": inlets}
         case Exempt():
             message = {"op": "exempt"}
+        case Refused():
+            message = {"op": "refused"}
     return _line(message)
 
 
@@ -102,11 +136,21 @@ def decode_request(line: bytes) -> Request:
                 )
             case {"op": "update", "add": list(add), "remove": list(remove), **rest} if not rest:
                 return Update(
-                    tuple(checked_redirect(*_fields(item, 3)) for item in add),
+                    tuple(checked_redirect(*_fields(item, 4)) for item in add),
                     tuple(checked_destination(*_fields(item, 2)) for item in remove),
                 )
+            case {"op": "cluster", "add": list(add), "remove": list(remove), "port": port, **rest} if not rest:
+                return Cluster(
+                    tuple(checked_cluster_address(a) for a in add),
+                    tuple(checked_cluster_address(a) for a in remove),
+                    None if port is None else checked_port(port, FIRST_UNPRIVILEGED_PORT),
+                )
+            case {"op": "containers", "inlets": list(inlets), **rest} if not rest:
+                return Containers(tuple(checked_inlet(*_fields(item, 3)) for item in inlets))
             case {"op": "exempt", **rest} if not rest:
                 return Exempt()
+            case {"op": "refused", **rest} if not rest:
+                return Refused()
     except ValueError as error:
         raise ProtocolError(str(error)) from error
     raise ProtocolError(f"not a request: {str(message)[:80]}")
@@ -117,8 +161,10 @@ def encode_hello(kind: str, pid: int) -> bytes:
     return _line({"ok": True, "kind": kind, "pid": pid})
 
 
-def encode_reply(error: Tp2Error | None = None) -> bytes:
-    """Return the line that answers a request."""
+def encode_reply(error: Tp2Error | None = None, refused: Mapping[Destination, int] | None = None) -> bytes:
+    """Return the line that answers a request; *refused* answers :class:`Refused`."""
+    if refused is not None:
+        return _line({"ok": True, "refused": [(*destination, count) for destination, count in refused.items()]})
     if error is None:
         return _line({"ok": True})
     return _line({"error": [error.what, error.why, error.remedy], "exit_code": int(error.exit_code)})
@@ -137,6 +183,22 @@ def decode_reply(line: bytes) -> dict[str, Any]:
         case {"error": [str(what), str(why), str(remedy)], "exit_code": int(code)}:
             raise _ERRORS.get(code, ForwarderError)(what, why, remedy)
     raise ProtocolError(f"not a reply: {str(message)[:80]}")
+
+
+def decode_refused(line: bytes) -> dict[Destination, int]:
+    """Return what the answer to :class:`Refused` tells.
+
+    :raises Tp2Error: as :func:`decode_reply`.
+    :raises ProtocolError: it is no such answer.
+    """
+    told = decode_reply(line).get("refused")
+    try:
+        if isinstance(told, list):
+            rows = [_fields(item, 3) for item in told]
+            return {checked_destination(address, port): _count(count) for address, port, count in rows}
+    except ValueError as error:
+        raise ProtocolError(str(error)) from error
+    raise ProtocolError(f"not a list of refused connections: {line[:80]!r}")
 
 
 _ERRORS: dict[int, type[Tp2Error]] = {
@@ -164,3 +226,9 @@ def _fields(item: object, count: int) -> Sequence[object]:
     if not isinstance(item, list) or len(item) != count:
         raise ValueError(f"not {count} fields: {str(item)[:80]}")
     return item
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"not a number of connections: {value!r}")
+    return value
