@@ -273,26 +273,27 @@ def network_changes(day: Day) -> float:
     """Another network: another address, another gateway, another nameserver, and no goodbye to the former one."""
     day.box.internet.shell("ip addr replace 192.0.2.129/25 dev laptop")
     day.box.start_nameserver("192.0.2.57")
-    day.box.laptop.shell("""
-        ip link set eth0 down
-        ip addr flush dev eth0
-        ip addr add 192.0.2.130/25 dev eth0
-        ip link set eth0 up
-        ip route replace default via 192.0.2.129""")
-    day.box.laptop.write_etc("resolv.conf", "nameserver 192.0.2.57\n")
+    _join(day, "192.0.2.130/25", "192.0.2.129", "192.0.2.57")
     return time.monotonic()
 
 
 def network_comes_back(day: Day) -> float:
     """And back to the first one."""
-    day.box.laptop.shell("""
-        ip link set eth0 down
-        ip addr flush dev eth0
-        ip addr add 192.0.2.10/24 dev eth0
-        ip link set eth0 up
-        ip route replace default via 192.0.2.1""")
-    day.box.laptop.write_etc("resolv.conf", f"nameserver {NAMESERVER}\n")
+    _join(day, "192.0.2.10/24", "192.0.2.1", NAMESERVER)
     return time.monotonic()
+
+
+def _join(day: Day, address: str, gateway: str, nameserver: str) -> None:
+    """Join another network, as a network manager does: with a few messages to the kernel, and then the file."""
+    commands = [
+        "link set eth0 down",
+        "addr flush dev eth0",
+        f"addr add {address} dev eth0",
+        "link set eth0 up",
+        f"route replace default via {gateway}",
+    ]
+    day.box.laptop.run("ip", "-batch", "-", stdin="\n".join(commands))
+    day.box.laptop.write_etc("resolv.conf", f"nameserver {nameserver}\n")
 
 
 EVENTS: Final = (

@@ -58,6 +58,7 @@ class Daemon:
         self._began = began
         self._ready = False
         self._stopping = False
+        self._disturbance = asyncio.Event()
         self._task: asyncio.Task[object] | None = None
 
     async def run(self, helper: Helper) -> ExitCode:
@@ -162,10 +163,22 @@ class Daemon:
         in_background(self._follow_resolvers(parts))
         in_background(self._follow_kubeconfig(parts))
         in_background(environment.watch(lambda why: self._disturbed(parts, why)))
+        in_background(self._end_orphans(parts))
 
     def _disturbed(self, parts: Parts, why: str) -> None:
         logger.debug("%s: looking whether all is well", why)
         parts.attachment.nudge()
+        self._disturbance.set()
+
+    async def _end_orphans(self, parts: Parts) -> None:
+        while True:
+            await self._disturbance.wait()
+            self._disturbance.clear()
+            try:
+                await parts.forwarder.end_orphans()
+            except ForwarderError as error:
+                # If the helper is gone, its watcher says so.
+                logger.debug("%s", error)
 
     async def _follow_resolvers(self, parts: Parts) -> None:
         async def apply(found: Resolvers) -> None:

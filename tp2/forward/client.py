@@ -132,6 +132,10 @@ class HelperForwarder:
         """See :class:`tp2.forward.rules.Rules`."""
         await self._do(protocol.Exempt(), sock)
 
+    async def end_orphans(self) -> None:
+        """See :class:`tp2.forward.rules.Rules`."""
+        await self._do(protocol.EndOrphans())
+
     async def refused(self) -> dict[Destination, int]:
         """See :class:`tp2.forward.rules.Rules`."""
         return await self._ask(protocol.Refused(), protocol.decode_refused)

@@ -187,6 +187,8 @@ def _answer(
                 rules.containers(inlets)
             case protocol.Exempt():
                 _exempt(rules, descriptors)
+            case protocol.EndOrphans():
+                rules.end_orphans()
             case protocol.Refused():
                 return protocol.encode_reply(refused=rules.refused())
     except Tp2Error as error:

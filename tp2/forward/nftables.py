@@ -33,6 +33,7 @@ from typing import Final, NoReturn
 from tp2.errors import AlreadyRunning, ForwarderError, PrivilegeError
 from tp2.forward import nftables_needs
 from tp2.forward.libnftables import Session
+from tp2.forward.orphans import end_orphans
 from tp2.forward.rules import Inlet, loopback
 from tp2.forward.stopgap import DEVICE, Stopgap
 from tp2.types import Destination, Redirect
@@ -268,6 +269,18 @@ class Nftables:
         if found:
             self._commit([f"flush set {_TABLE} refused4", f"flush set {_TABLE} refused6"])
         return found
+
+    def end_orphans(self) -> None:
+        """See :meth:`tp2.forward.rules.Rules.end_orphans`."""
+        try:
+            end_orphans(self._is_captured)
+        except OSError as error:
+            raise ForwarderError(
+                "cannot end connections whose address is gone", f"sock_diag: {error.strerror}", "they end by themselves"
+            ) from error
+
+    def _is_captured(self, destination: Destination) -> bool:
+        return destination in self._redirects or destination.address in self._cluster
 
     def close(self) -> None:
         """See :meth:`tp2.forward.rules.Rules.close`; the kernel removes the table with the socket."""

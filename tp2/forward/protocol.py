@@ -10,6 +10,7 @@ request                                               meaning (see :class:`tp2.f
 ``"port":LOCAL}``
 ``{"op":"containers","inlets":[[I,LOCAL,LOCAL]...]}`` containers: interface, port for TCP, port for DNS
 ``{"op":"refused"}``                                  refused; the answer has ``"refused":[[A,P,COUNT]...]``
+``{"op":"end_orphans"}``                              end_orphans
 ``{"op":"exempt"}`` and a descriptor                  exempt that socket (it comes along by SCM_RIGHTS)
 end of file                                           remove everything and end
 ===================================================== ======================================================
@@ -98,7 +99,12 @@ class Refused:
     """Tell what was refused since the last such request."""
 
 
-Request = CaptureDns | Update | Cluster | Containers | Exempt | Refused
+@dataclass(frozen=True, slots=True)
+class EndOrphans:
+    """End captured connections whose own address is gone."""
+
+
+Request = CaptureDns | Update | Cluster | Containers | Exempt | Refused | EndOrphans
 
 
 class ProtocolError(Exception):
@@ -124,6 +130,8 @@ def encode_request(request: Request) -> bytes:
             message = {"op": "exempt"}
         case Refused():
             message = {"op": "refused"}
+        case EndOrphans():
+            message = {"op": "end_orphans"}
     return _line(message)
 
 
@@ -156,6 +164,8 @@ def decode_request(line: bytes) -> Request:
                 return Exempt()
             case {"op": "refused", **rest} if not rest:
                 return Refused()
+            case {"op": "end_orphans", **rest} if not rest:
+                return EndOrphans()
     except ValueError as error:
         raise ProtocolError(str(error)) from error
     raise ProtocolError(f"not a request: {str(message)[:80]}")

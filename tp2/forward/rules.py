@@ -182,6 +182,10 @@ class Rules(Protocol):
         :raises ForwarderError: the platform did not say.
         """
 
+    def end_orphans(self) -> None:
+        """End the captured connections whose own address this machine has lost, where the platform can: no byte and no
+        reset reaches them any more."""
+
     def close(self) -> None:
         """Remove every rule. May be called twice, and after a failed :meth:`open`."""
 
@@ -209,6 +213,9 @@ class Forwarder(Protocol):
 
     async def refused(self) -> dict[Destination, int]:
         """See :meth:`Rules.refused`."""
+
+    async def end_orphans(self) -> None:
+        """See :meth:`Rules.end_orphans`."""
 
     async def close(self) -> None:
         """See :meth:`Rules.close`; afterwards the helper has ended."""

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from tp2.errors import AlreadyRunning, ExitCode, ForwarderError, PrivilegeError, Tp2Error
 from tp2.forward import protocol
-from tp2.forward.protocol import CaptureDns, Cluster, Containers, Exempt, ProtocolError, Refused, Request, Update
+from tp2.forward.protocol import (
+    CaptureDns,
+    Cluster,
+    Containers,
+    EndOrphans,
+    Exempt,
+    ProtocolError,
+    Refused,
+    Request,
+    Update,
+)
 from tp2.forward.rules import Inlet
 from tp2.types import Destination, Redirect
 
@@ -41,6 +51,7 @@ requests: st.SearchStrategy[Request] = st.one_of(
     st.builds(Containers, st.lists(inlets, max_size=3).map(tuple)),
     st.just(Exempt()),
     st.just(Refused()),
+    st.just(EndOrphans()),
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8) | addresses,
