@@ -1,5 +1,7 @@
 """The far end of a CNAME: reads an upstream's reply, so that its records can go into a reply of ours.
 
+And what else of an upstream's reply has to be known.
+
 Pure. The reply is outside input: compression pointers only lead backwards, a name comes to an end after so many
 octets and pointers, and a reply with more records than anybody needs is refused, so the work is bounded.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from tp2.dns.message import HEADER_SIZE
+from tp2.dns.message import EDE_OPTION, HEADER_SIZE
 from tp2.dns.names import label_text
 from tp2.dns.records import CLASS_IN, Record, Type
 
@@ -54,6 +56,28 @@ def read_chain(message: bytes) -> Chain:
         return _Reader(message).read()
     except (IndexError, struct.error) as error:
         raise BadReply("the reply ends early") from error
+
+
+def explains_itself(message: bytes) -> bool:
+    """Whether *message* has an extended error (RFC 8914) in it, or is more than a bare response code, or malformed."""
+    try:
+        questions, *counts = _header.unpack_from(message)[2:]
+        if questions > 1 or counts[:2] != [0, 0] or counts[2] > 1:
+            return True
+        reader = _Reader(message)
+        offset = reader.name(HEADER_SIZE)[1] + 4 if questions else HEADER_SIZE
+        record = reader.record(offset)[0] if counts[2] else None
+    except (IndexError, struct.error, BadReply):
+        return True
+    if record is None:
+        return False
+    options = b"".join(part for part in record.parts if isinstance(part, bytes))
+    while record.type == Type.OPT and len(options) >= 4:
+        code, length = struct.unpack_from("!HH", options)
+        if code == EDE_OPTION:
+            return True
+        options = options[4 + length :]
+    return record.type != Type.OPT
 
 
 class _Reader:
