@@ -43,7 +43,7 @@ class Ede(IntEnum):
 class ExtendedError(NamedTuple):
     """An RFC 8914 extended error: a code and words for people."""
 
-    code: Ede
+    code: int
     text: str
 
 

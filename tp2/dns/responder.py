@@ -29,7 +29,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol
 
 from tp2.cluster.catalog import Catalog
 from tp2.dns.cache import AnswerCache, leases
-from tp2.dns.chain import BadReply, explains_itself, read_chain
+from tp2.dns.chain import BadReply, code_to_explain, read_chain
 from tp2.dns.message import (
     LARGEST_UDP_SIZE,
     MAX_SIZE,
@@ -286,13 +286,12 @@ class Responder:
 
     def _pass_failure_on(self, exchange: _Exchange, reply: Reply) -> bytes:
         """What the upstream says, and why, unless it says so itself."""
-        query = exchange.query
-        if query.edns_version is None or query.opcode != OPCODE_QUERY or explains_itself(reply.message):
+        query, code = exchange.query, code_to_explain(reply.message)
+        if query.edns_version is None or query.opcode != OPCODE_QUERY or code is None:
             self.counters.failures += 1
             exchange.log("failed", reply.failures)
             return reply.message if len(reply.message) <= exchange.limit else truncate(query, reply.message)
-        error = ExtendedError(Ede.NO_REACHABLE_AUTHORITY, reply.failures)
-        return self._fail(exchange, error, Rcode(reply.message[3] & 15))
+        return self._fail(exchange, ExtendedError(code, reply.failures), Rcode(reply.message[3] & 15))
 
     async def _exchange(self, message: bytes, *, tcp: bool) -> Reply:
         if self._forwarding >= _MOST_WAITING:

@@ -244,6 +244,14 @@ async def test_an_upstream_that_says_itself_why_it_fails_is_not_interrupted(worl
     assert extended_error(await world.ask(request("www.example.com"))) == (6, "bogus")
 
 
+async def test_an_upstream_that_only_gives_a_code_for_its_failure_keeps_it_and_is_put_into_words(world: World) -> None:
+    failed = refusing()
+    theirs = DNSRecord.parse(failed.message)
+    theirs.add_ar(EDNS0(opts=[EDNSOption(10, b"cookie!!"), EDNSOption(15, b"\0\x06")]))
+    world.upstream.replies = [Reply(bytes(theirs.pack()), failed.server, failed.failures)]
+    assert extended_error(await world.ask(request("www.example.com"))) == (6, "192.0.2.53: answered SERVFAIL")
+
+
 async def test_an_alias_whose_target_fails_is_a_failure_in_words(world: World) -> None:
     world.upstream.replies = [refusing()]
     reply = await world.ask(request("outside.shop"))
