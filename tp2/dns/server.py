@@ -68,7 +68,6 @@ class DnsServer:
         self._tasks: set[asyncio.Task[None]] = set()
         # The one that has been silent for longest is first.
         self._connections: dict[_Connection, None] = {}
-        self.port = 0
         self._closing = False
         self._datagrams: list[Datagrams] = []
         self._servers: list[asyncio.Server] = []
@@ -104,7 +103,6 @@ class DnsServer:
             self._datagrams.append(await serve_datagrams(sock, self._responder.respond, self.spawn))
         for sock in streams:
             self._servers.append(await asyncio.start_server(self._connected, sock=sock))
-        self.port = port
         self.port = port
         return port
 
