@@ -7,7 +7,6 @@ Kubernetes and SSH clients, tables) is imported where it is used.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -207,6 +206,8 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = int(ExitCode.OK)
     except Exception as error:
+        import logging
+
         logging.getLogger("tp2").debug("unexpected", exc_info=True)
         print_error(
             Tp2Error(
@@ -225,7 +226,8 @@ def print_error(error: Tp2Error) -> None:
 
 
 def _runtime() -> RuntimeDirectory:
+    if configured := os.environ.get("TP2_RUNTIME_DIR"):
+        return RuntimeDirectory(Path(configured).absolute())
     from tp2.forward.privilege import calling_user
 
-    configured = os.environ.get("TP2_RUNTIME_DIR")
-    return RuntimeDirectory(Path(configured).absolute() if configured else default_directory(calling_user().uid))
+    return RuntimeDirectory(default_directory(calling_user().uid))
