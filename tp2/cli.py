@@ -123,6 +123,12 @@ def cli() -> None:
     help="Where the SOCKS5 proxy listens.",
 )
 @click.option(
+    "--socks-auth",
+    metavar="FILE",
+    type=EXISTING_FILE,
+    help="File with the USERNAME:PASSWORD that SOCKS5 clients must give. [default: none is asked for]",
+)
+@click.option(
     "--idle-timeout",
     metavar="DURATION",
     type=Parsed("duration", settings.parse_duration),
