@@ -7,7 +7,6 @@ Kubernetes and SSH clients, tables) is imported where it is used.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -147,6 +146,12 @@ def cli() -> None:
     help="Where the SOCKS5 proxy listens.",
 )
 @click.option(
+    "--socks-auth",
+    metavar="FILE",
+    type=EXISTING_FILE,
+    help="File with the USERNAME:PASSWORD that SOCKS5 clients must give. [default: none is asked for]",
+)
+@click.option(
     "--idle-timeout",
     metavar="DURATION",
     type=Parsed("duration", settings.parse_duration),
@@ -278,6 +283,8 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = int(ExitCode.OK)
     except Exception as error:
+        import logging
+
         logging.getLogger("tp2").debug("unexpected", exc_info=True)
         print_error(
             Tp2Error(
@@ -296,7 +303,8 @@ def print_error(error: Tp2Error) -> None:
 
 
 def _runtime() -> RuntimeDirectory:
+    if configured := os.environ.get("TP2_RUNTIME_DIR"):
+        return RuntimeDirectory(Path(configured).absolute())
     from tp2.forward.privilege import calling_user
 
-    configured = os.environ.get("TP2_RUNTIME_DIR")
-    return RuntimeDirectory(Path(configured).absolute() if configured else default_directory(calling_user().uid))
+    return RuntimeDirectory(default_directory(calling_user().uid))

@@ -33,6 +33,7 @@ from tp2.portmap.table import Table
 from tp2.resolvers import Resolvers
 from tp2.runtime import RuntimeDirectory
 from tp2.settings import Settings
+from tp2.socks.auth import read_credentials
 from tp2.socks.connector import Connector
 from tp2.socks.server import SocksServer
 
@@ -131,7 +132,12 @@ class Daemon:
             config=zone_config(settings, found, attachment.access.namespace),
             why_unsynced=lambda: parts.attachment.status()["cluster"]["last_error"] or "tp2 is not connected to it yet",
         )
-        socks = SocksServer(connector, *settings.socks)
+        socks = SocksServer(
+            connector,
+            *settings.socks,
+            credentials=read_credentials(settings.socks_auth) if settings.socks_auth else None,
+            resolve=lambda name: parts.address_of(name),
+        )
         parts = Parts(settings, found, attachment, forwarder, connector, socks, mapper, upstream, dns)
         return parts
 

@@ -80,6 +80,7 @@ class Settings:
     identity: Path | None = None
     host_key: str | None = None
     socks: SocketAddress = DEFAULT_SOCKS
+    socks_auth: Path | None = None
     idle_timeout: float = DEFAULT_IDLE_TIMEOUT
     ports: range = DEFAULT_PORTS
     verbose: bool = False
