@@ -276,8 +276,8 @@ def test_the_lan_is_not_captured_although_it_routes_through_this_machine(place: 
 def test_loopback_ports_stay_closed_even_where_loopback_addresses_are_routed(place: Place, router: Host) -> None:
     # As kube-proxy and some Docker set-ups leave it (CVE-2020-8558).
     place.laptop.shell("echo 1 >/proc/sys/net/ipv4/conf/all/route_localnet")
-    for who, gateway in ((router, "192.0.2.10"), (place.container, BRIDGE)):
-        who.shell(f"""
+    for machine, gateway in ((router, "192.0.2.10"), (place.container, BRIDGE)):
+        machine.shell(f"""
             echo 1 >/proc/sys/net/ipv4/conf/all/route_localnet
             ip addr del 127.0.0.1/8 dev lo
             ip route add 127.0.0.1/32 via {gateway}""")
