@@ -94,7 +94,7 @@ add rule {_TABLE} prerouting ip6 daddr . tcp dport @captured6 redirect to :iifna
 add rule {_TABLE} prerouting jump cluster_in
 
 add chain {_TABLE} local_out {{ type filter hook output priority -10; policy accept; }}
-add rule {_TABLE} local_out oifname "{DEVICE}" reject with icmpx no-route
+add rule {_TABLE} local_out oifname "{DEVICE}" ct status ! dnat reject with icmpx no-route
 add rule {_TABLE} local_out meta mark {MARK:#x} return
 add rule {_TABLE} local_out jump refuse
 
@@ -108,6 +108,21 @@ add rule {_TABLE} input ct status dnat return
 add rule {_TABLE} input iif != lo ip daddr 127.0.0.0/8 drop
 add rule {_TABLE} input iifname . meta l4proto . th dport @inlet_ports drop
 add rule {_TABLE} input iif != lo meta l4proto . th dport @closed fib daddr . iif type != local drop
+
+add chain {_TABLE} looped {{ type filter hook prerouting priority -310; policy accept; }}
+add rule {_TABLE} looped iif != lo return
+add rule {_TABLE} looped ct direction != reply return
+add rule {_TABLE} looped meta l4proto != {{ tcp, udp }} return
+add rule {_TABLE} looped fib saddr type local return
+add rule {_TABLE} looped ip saddr set 127.0.0.1
+add rule {_TABLE} looped ip6 saddr set ::1
+
+add chain {_TABLE} restored {{ type filter hook prerouting priority -290; policy accept; }}
+add rule {_TABLE} restored iif != lo return
+add rule {_TABLE} restored ct direction != reply return
+add rule {_TABLE} restored meta l4proto != {{ tcp, udp }} return
+add rule {_TABLE} restored ip saddr 127.0.0.1 ip saddr set ct original ip daddr
+add rule {_TABLE} restored ip6 saddr ::1 ip6 saddr set ct original ip6 daddr
 """
 
 _REFUSE: Final = f"""\
