@@ -2,8 +2,9 @@
 
 It is started by the daemon with one end of a socket pair as its standard input (through sudo where the user is not
 root), claims the platform's rules, and then does what :mod:`tp2.forward.protocol` lists and nothing else. It reads
-no files, opens no network connection, and takes no arguments. Any end of the socket (the daemon stopped, crashed or
-was killed) removes every rule; so does the kernel if the helper itself is killed.
+no files, opens no network connection, and takes one word of :data:`tp2.forward.platforms.KINDS`. Any end of the socket
+(the daemon stopped, crashed or was killed) removes every rule; if the helper itself is killed, the kernel does so, or
+a guardian (:mod:`tp2.forward.pfguard`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import NoReturn
 
 from tp2.errors import ForwarderError, Tp2Error
 from tp2.forward import protocol
-from tp2.forward.nftables import Nftables
+from tp2.forward.platforms import AUTO, KINDS, choose
 from tp2.forward.rules import Rules
 
 
@@ -31,7 +32,8 @@ def main() -> NoReturn:
     # A Ctrl-C or a closed terminal reaches the whole foreground group; the daemon decides what it means.
     for name in (signal.SIGINT, signal.SIGHUP, signal.SIGTSTP):
         signal.signal(name, signal.SIG_IGN)
-    if not stat.S_ISSOCK(os.fstat(0).st_mode):
+    kind, *rest = sys.argv[1:] or [AUTO]
+    if not stat.S_ISSOCK(os.fstat(0).st_mode) or kind not in KINDS or rest:
         sys.stderr.write("tp2: the helper is started by 'tp2 up', not by hand\n")
         raise SystemExit(2)
     # What libraries print about failures goes to the daemon as an error; the terminal is the daemon's.
@@ -40,7 +42,12 @@ def main() -> NoReturn:
         channel.setblocking(True)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
-        raise SystemExit(serve(channel, Nftables()))
+        try:
+            rules = choose(kind)
+        except Tp2Error as error:
+            channel.sendall(protocol.encode_reply(error))
+            raise SystemExit(1) from error
+        raise SystemExit(serve(channel, rules))
 
 
 def serve(channel: socket.socket, rules: Rules) -> int:
