@@ -134,9 +134,9 @@ def main(path: str) -> NoReturn:
         calls.write(json.dumps({"arguments": arguments}) + "\n")
     code = 0
     with _locked(Path(path)) as state:
-        # Told to be slow: this run stops short of its work, or else of its word, until whoever started it is gone.
-        slow = state["faults"].pop("slow before", None) if "-f" in arguments else None
-        mute = state["faults"].pop("slow after", None) if arguments == ["-E"] else None
+        # Told to be slow with one of its options: this run stops short of its work, or else of its word.
+        slow = _is_told(state, "slow before", arguments)
+        mute = _is_told(state, "slow after", arguments)
     if slow:
         sys.stdin = io.StringIO(sys.stdin.read())
         _outlive_parent(path)
@@ -155,11 +155,28 @@ def main(path: str) -> NoReturn:
     raise SystemExit(code)
 
 
+def _is_told(state: dict[str, Any], fault: str, arguments: list[str]) -> bool:
+    told = state["faults"].get(fault) in arguments
+    if told:
+        del state["faults"][fault]
+    return told
+
+
 def _outlive_parent(path: str) -> None:
-    parent = os.getppid()
+    """Go on when whoever started this run is gone, and after whoever does not wait for this run to end."""
+    parent, calls = os.getppid(), Path(path) / "calls"
+    before = calls.stat().st_size
     (Path(path) / "waiting").touch()
     while os.getppid() == parent:
         time.sleep(0.01)
+    deadline = time.monotonic() + 1.5
+    while calls.stat().st_size == before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    # Nobody reads what it has to say any more, and it does not care.
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
 
 
 def _run(state: dict[str, Any], arguments: list[str]) -> None:

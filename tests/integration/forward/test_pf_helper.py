@@ -185,9 +185,10 @@ def test_killed_at_any_moment_of_its_start_nothing_is_left_after_the_next(host: 
     assert host.processes() == []
 
 
-def test_killed_between_taking_a_reference_and_knowing_it(host: Host, double: Double) -> None:
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_while_pfctl_takes_the_reference_it_is_let_go(host: Host, double: Double, when: str) -> None:
     before = double.state
-    double.set(faults={"slow after": True})
+    double.set(faults={f"slow {when}": "-E"})
     with running(host, double) as helper:
         kill_when_pfctl_waits(helper, double)
         wait_for_guardian(host)
@@ -198,7 +199,7 @@ def test_killed_while_pfctl_loads_the_rules_go_after_they_have_come(host: Host, 
     before = double.state
     with running(host, double) as helper:
         capture(helper)
-        double.set(faults={"slow before": True})
+        double.set(faults={"slow before": "-f"})
         helper.channel.sendall(protocol.encode_request(Update((), (WEB.destination,))))
         kill_when_pfctl_waits(helper, double)
         wait_for_guardian(host)
