@@ -96,6 +96,8 @@ def _answer(request: protocol.Request, rules: Rules, descriptors: list[int]) -> 
                 rules.cluster(addresses, gone, local_port)
             case protocol.Containers(inlets):
                 rules.containers(inlets)
+            case protocol.SteerDns(domains, search, port):
+                rules.steer_dns(domains, search, port)
             case protocol.Exempt():
                 _exempt(rules, descriptors)
             case protocol.Refused():

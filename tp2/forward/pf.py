@@ -27,8 +27,8 @@ from tp2.forward import pfundo, resolverfiles
 from tp2.forward.pfctl import FREEBSD, MACOS, Pfctl, Platform, is_called, run, this_platform
 from tp2.forward.pfguard import Guardian
 from tp2.forward.pfrules import EXEMPT_PORTS, anchor_text
-from tp2.forward.pfundo import Record, Records, undo
-from tp2.forward.resolverfiles import ResolverFiles, flush_cache
+from tp2.forward.pfundo import Record, Records, flush_cache, undo
+from tp2.forward.resolverfiles import ResolverFiles
 from tp2.forward.rules import Inlet
 from tp2.types import Destination, Redirect
 

@@ -24,14 +24,15 @@ import fcntl
 import json
 import os
 import re
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from tp2.errors import AlreadyRunning, PrivilegeError, Tp2Error
-from tp2.forward.pfctl import Pfctl
+from tp2.errors import AlreadyRunning, ForwarderError, PrivilegeError, Tp2Error
+from tp2.forward.pfctl import Pfctl, run
 from tp2.forward.pfguard import RECORD
-from tp2.forward.resolverfiles import ResolverFiles, flush_cache
+from tp2.forward.resolverfiles import ResolverFiles
 
 #: Root's alone, and empty after a reboot, as pf's rules are.
 DIRECTORY: Final = Path("/var/run/tp2-pf")
@@ -147,6 +148,16 @@ def undo(record: Record, pfctl: Pfctl, resolver: ResolverFiles) -> Tp2Error | No
         except Tp2Error as error:
             trouble = trouble or error
     return trouble
+
+
+def flush_cache() -> None:
+    """Let macOS forget what it knows of names: they mean something else from now on. Elsewhere, do nothing."""
+    # The two commands that Apple documents; neither is there on other systems.
+    cache, signal = shutil.which("dscacheutil"), shutil.which("killall")
+    if cache is not None and signal is not None:
+        with contextlib.suppress(ForwarderError):
+            run(cache, "-flushcache")
+            run(signal, "-HUP", "mDNSResponder")
 
 
 def _flush(record: Record, pfctl: Pfctl, resolver: ResolverFiles) -> None:

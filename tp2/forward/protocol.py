@@ -10,6 +10,8 @@ request                                          meaning (see :class:`tp2.forwar
 ``"remove":[A...],"port":LOCAL}``
 ``{"op":"containers","inlets":[[I,P,P]...]}``    containers: interface, TCP port, DNS port
 ``{"op":"refused"}``                             refused; the answer has ``"refused":[[A,P,COUNT]...]``
+``{"op":"steer","domains":[D...],``              steer_dns
+``"search":[D...],"port":P}``
 ``{"op":"exempt"}`` and a descriptor             exempt that socket (it comes along by SCM_RIGHTS)
 end of file                                      remove everything and end
 ================================================ =======================================================
@@ -35,6 +37,7 @@ from tp2.errors import (
     PrivilegeError,
     Tp2Error,
 )
+from tp2.forward.resolverfiles import checked_domain
 from tp2.forward.rules import (
     FIRST_UNPRIVILEGED_PORT,
     Inlet,
@@ -84,6 +87,15 @@ class Containers:
 
 
 @dataclass(frozen=True, slots=True)
+class SteerDns:
+    """Have the system ask a local port for names below exactly these domains."""
+
+    domains: tuple[str, ...]
+    search: tuple[str, ...]
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class Exempt:
     """Exempt the socket that came with this message."""
 
@@ -93,7 +105,7 @@ class Refused:
     """Tell what was refused since the last such request."""
 
 
-Request = CaptureDns | Update | Cluster | Containers | Exempt | Refused
+Request = CaptureDns | Update | Cluster | Containers | SteerDns | Exempt | Refused
 
 
 class ProtocolError(Exception):
@@ -115,6 +127,8 @@ def encode_request(request: Request) -> bytes:
             message = {"op": "cluster", "add": addresses, "remove": gone, "port": local}
         case Containers(inlets):
             message = {"op": "containers", "inlets": inlets}
+        case SteerDns(domains, search, port):
+            message = {"op": "steer", "domains": domains, "search": search, "port": port}
         case Exempt():
             message = {"op": "exempt"}
         case Refused():
@@ -147,6 +161,12 @@ def decode_request(line: bytes) -> Request:
                 )
             case {"op": "containers", "inlets": list(inlets), **rest} if not rest:
                 return Containers(tuple(checked_inlet(*_fields(item, 3)) for item in inlets))
+            case {"op": "steer", "domains": list(domains), "search": list(search), "port": port, **rest} if not rest:
+                return SteerDns(
+                    tuple(checked_domain(domain) for domain in domains),
+                    tuple(checked_domain(domain) for domain in search),
+                    checked_port(port, FIRST_UNPRIVILEGED_PORT),
+                )
             case {"op": "exempt", **rest} if not rest:
                 return Exempt()
             case {"op": "refused", **rest} if not rest:

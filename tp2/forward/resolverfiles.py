@@ -13,14 +13,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 from tp2.errors import ForwarderError
-from tp2.forward.pfctl import run
 from tp2.forward.rules import FIRST_UNPRIVILEGED_PORT, checked_port
 
 DIRECTORY: Final = Path("/etc/resolver")
@@ -161,20 +159,14 @@ class ResolverFiles:
         new = self._directory / f"{name}{_UNFINISHED}"
         new.unlink(missing_ok=True)
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-        with os.fdopen(descriptor, "w") as file:
-            os.fchmod(descriptor, 0o644)
-            file.write(text)
-        new.rename(self._directory / name)
-
-
-def flush_cache() -> None:
-    """Let macOS forget what it knows of names: they mean something else from now on. Elsewhere, do nothing."""
-    # The two commands that Apple documents; neither is there on other systems.
-    cache, signal = shutil.which("dscacheutil"), shutil.which("killall")
-    if cache is not None and signal is not None:
-        with contextlib.suppress(ForwarderError):
-            run(cache, "-flushcache")
-            run(signal, "-HUP", "mDNSResponder")
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                os.fchmod(descriptor, 0o644)
+                file.write(text)
+            new.rename(self._directory / name)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
 
 
 def _is_ours(path: Path) -> bool:

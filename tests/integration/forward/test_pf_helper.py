@@ -20,7 +20,8 @@ from tp2.errors import ForwarderError
 from tp2.forward import protocol
 from tp2.forward.pfctl import PROGRAM
 from tp2.forward.pfrules import anchor_text
-from tp2.forward.protocol import CaptureDns, Request, Update
+from tp2.forward.protocol import CaptureDns, Request, SteerDns, Update
+from tp2.forward.resolverfiles import resolver_text
 from tp2.sandbox.namespaces import Host
 from tp2.types import Destination, Redirect
 
@@ -205,6 +206,18 @@ def test_killed_while_pfctl_loads_the_rules_go_after_they_have_come(host: Host, 
         wait_for_guardian(host)
     assert double.calls[-3:] == [LOAD, FLUSH, ["-X", "4242"]]
     assert double.state == before | {"next_token": 4243}
+
+
+def test_dns_is_steered_through_the_helper_and_the_files_go_when_it_is_killed(host: Host, double: Double) -> None:
+    with running(host, double) as helper:
+        capture(helper)
+        helper.ask(SteerDns(("cluster.local", "svc"), ("svc.cluster.local",), 40053))
+        assert host.run("ls", "/etc/resolver") == "tp2.cluster.local\ntp2.svc\n"
+        assert host.run("cat", "/etc/resolver/tp2.svc") == resolver_text("svc", ["svc.cluster.local"], 40053)
+        os.kill(helper.process.pid, signal.SIGKILL)
+        helper.process.wait(60)
+        wait_for_guardian(host)
+        assert host.run("ls", "-d", "/etc/resolver", check=False) == ""
 
 
 def test_a_second_helper_is_told_about_the_first(host: Host, double: Double) -> None:
