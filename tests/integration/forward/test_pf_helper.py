@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.doubles.pfctl import Double
+from tests.helper import Helper
 from tp2.errors import ForwarderError
-from tp2.forward import protocol
 from tp2.forward.pfctl import PROGRAM
 from tp2.forward.pfrules import anchor_text
-from tp2.forward.protocol import CaptureDns, Request, SteerDns, Update
+from tp2.forward.protocol import CaptureDns, SteerDns, Update
 from tp2.forward.resolverfiles import resolver_text
 from tp2.sandbox.namespaces import Host
 from tp2.types import Destination, Redirect
@@ -49,34 +46,14 @@ def double(tmp_path: Path) -> Iterator[Double]:
     assert machine.state["violations"] == []
 
 
-class Helper:
-    """A helper in a host, spoken to as the daemon does, but without an event loop."""
-
-    def __init__(self, host: Host, double: Double, *words: str) -> None:
-        self.channel, theirs = socket.socketpair()
-        self.channel.settimeout(60)
-        env = os.environ | {"PATH": f"{double.bin}{os.pathsep}{os.environ['PATH']}"}
-        with theirs:
-            command = [*host.command(), sys.executable, "-I", "-m", "tp2.forward.helper", *(words or ("pf",))]
-            self.process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno(), env=env)
-        self.lines = self.channel.makefile("rb")
-
-    def hello(self) -> bytes:
-        return self.lines.readline()
-
-    def ask(self, request: Request) -> None:
-        self.channel.sendall(protocol.encode_request(request))
-        protocol.decode_reply(self.lines.readline())
-
-    def close(self) -> int:
-        self.lines.close()
-        self.channel.close()
-        return self.process.wait(60)
+def start(host: Host, double: Double, *words: str) -> Helper:
+    env = {"PATH": f"{double.bin}{os.pathsep}{os.environ['PATH']}"}
+    return Helper(*(words or ("pf",)), prefix=host.command(), env=env)
 
 
 @contextmanager
 def running(host: Host, double: Double) -> Iterator[Helper]:
-    helper = Helper(host, double)
+    helper = start(host, double)
     try:
         yield helper
     finally:
@@ -111,7 +88,7 @@ def capture(helper: Helper) -> None:
 
 def test_the_helper_captures_with_pf_and_leaves_nothing(host: Host, double: Double) -> None:
     before = double.state
-    helper = Helper(host, double)
+    helper = start(host, double)
     capture(helper)
     assert double.rules == RULES
     assert len(double.state["tokens"]) == 1
@@ -173,7 +150,7 @@ def test_killed_at_any_moment_of_its_start_nothing_is_left_after_the_next(host: 
     before = double.state
     chance = random.Random(5)
     for _ in range(8):
-        helper = Helper(host, double)
+        helper = start(host, double)
         # Wherever it has got to by then: the moments are spread over a start.
         time.sleep(chance.uniform(0.05, 1.0))
         victims = host.family(helper.process.pid)
@@ -201,7 +178,7 @@ def test_killed_while_pfctl_loads_the_rules_go_after_they_have_come(host: Host, 
     with running(host, double) as helper:
         capture(helper)
         double.set(faults={"slow before": "-f"})
-        helper.channel.sendall(protocol.encode_request(Update((), (WEB.destination,))))
+        helper.send(Update((), (WEB.destination,)))
         kill_when_pfctl_waits(helper, double)
         wait_for_guardian(host)
     assert double.calls[-3:] == [LOAD, FLUSH, ["-X", "4242"]]
@@ -250,7 +227,7 @@ def test_a_load_that_fails_is_an_answer_and_the_helper_goes_on(host: Host, doubl
 
 @pytest.mark.parametrize("words", [("iptables",), ("pf", "pf"), ("",)])
 def test_the_helper_knows_its_platforms_and_no_other_word(host: Host, double: Double, words: tuple[str, ...]) -> None:
-    helper = Helper(host, double, *words)
+    helper = start(host, double, *words)
     assert helper.hello() == b""
     assert helper.close() == 2
     assert double.calls == []
