@@ -64,7 +64,7 @@ class Parts:
             "mode": str(self.settings.mode),
             "pid": os.getpid(),
             "since": timestamp(self.since),
-            "cluster": cluster,
+            "cluster": {**cluster, "as_of": timestamp(cluster["as_of"])},
             "tunnel": {**tunnel, "since": timestamp(tunnel["since"])},
             "dns": {
                 "listen": self._dns_address(),

@@ -21,9 +21,13 @@ def test_under_sudo_the_daemon_runs_as_the_user_and_the_helper_as_root(laptop: L
     laptop.box.directory.chmod(0o755)
     home = laptop.box.directory / "home"
     home.mkdir()
-    for source in (laptop.box.kubeconfig, laptop.box.identity, laptop.box.host_key):
-        shutil.copy(source, home)
-        os.chown(home / source.name, NOBODY, NOBODY)
+    for source, name in (
+        (laptop.box.kubeconfig, "kubeconfig"),
+        (laptop.box.identity, "identity"),
+        (laptop.box.host_key, "host_key.pub"),
+    ):
+        shutil.copy(source, home / name)
+        os.chown(home / name, NOBODY, NOBODY)
     os.chown(home, NOBODY, NOBODY)
     # As sudo sets them.
     sudo = {"SUDO_UID": str(NOBODY), "SUDO_GID": str(NOBODY), "SUDO_USER": "nobody"}

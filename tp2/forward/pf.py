@@ -203,6 +203,9 @@ class Pf:
         """See :meth:`tp2.forward.rules.Rules.refused`; pf counts packets by rule, not by port, so: none."""
         return {}
 
+    def end_orphans(self) -> None:
+        """See :meth:`tp2.forward.rules.Rules.end_orphans`; macOS lets nobody end another's connection: nothing."""
+
     def close(self) -> None:
         """See :meth:`tp2.forward.rules.Rules.close`."""
         if self._record is not None:

@@ -1,24 +1,31 @@
 """What the daemon and the helper say to each other: JSON, a line each way, over a Unix stream socket.
 
-================================================ =======================================================
-request                                          meaning (see :class:`tp2.forward.rules.Rules`)
-================================================ =======================================================
-``{"op":"dns","nameservers":[A...],"port":P}``   capture_dns
-``{"op":"update","add":[[A,P,LOCAL,L]...],``     update; L is the local address, or null
-``"remove":[[A,P]...]}``
-``{"op":"cluster","add":[A...],``                cluster; LOCAL is null where connections are refused
-``"remove":[A...],"port":LOCAL}``
-``{"op":"containers","inlets":[[I,P,P]...]}``    containers: interface, TCP port, DNS port
-``{"op":"refused"}``                             refused; the answer has ``"refused":[[A,P,COUNT]...]``
-``{"op":"steer","domains":[D...],``              steer_dns
-``"search":[D...],"port":P}``
-``{"op":"exempt"}`` and a descriptor             exempt that socket (it comes along by SCM_RIGHTS)
-end of file                                      remove everything and end
-================================================ =======================================================
+===================================================== ======================================================
+request                                               meaning (see :class:`tp2.forward.rules.Rules`)
+===================================================== ======================================================
+``{"op":"dns","nameservers":[A...],"port":LOCAL}``    capture_dns
+``{"op":"update","add":[[A,P,LOCAL,A]...],``          update; the second A is of the loopback network, or
+``"remove":[[A,P]...]}``                              null
+``{"op":"cluster","add":[A...],"remove":[A...],``     cluster; LOCAL is null where connections are refused
+``"port":LOCAL}``
+``{"op":"containers","inlets":[[I,LOCAL,LOCAL]...]}`` containers: interface, port for TCP, port for DNS
+``{"op":"steer","domains":[D...],"search":[D...],``   steer_dns
+``"port":LOCAL}``
+``{"op":"refused"}``                                  refused; the answer has ``"refused":[[A,P,COUNT]...]``
+``{"op":"end_orphans"}``                              end_orphans
+``{"op":"exempt"}`` and a descriptor                  exempt that socket (it comes along by SCM_RIGHTS)
+end of file                                           remove everything and end
+===================================================== ======================================================
 
-The helper speaks first: ``{"ok":true,"kind":KIND,"pid":PID}`` once the platform's rules are claimed. It answers
-every request, in order, with ``{"ok":true}`` or ``{"error":[WHAT,WHY,REMEDY],"exit_code":N}``. After a request that
-is not well formed it ends: only the daemon speaks to it, and the daemon does not make mistakes of that kind.
+A is the text of an IP address, P a port, I the name of a network interface, D a domain, LOCAL a local port from
+1024 on.
+
+The helper speaks first: ``{"ok":true,"kind":KIND,"pid":PID,"lack":WORDS}`` once the platform's rules are claimed;
+WORDS tell what they cannot do on this machine, and are null where there is nothing to tell. It answers every
+request, in order, with ``{"ok":true}`` or with ``{"error":[WHAT,WHY,REMEDY],"exit_code":N}``: then nothing has
+changed. After a request that is not well formed it ends: only the daemon speaks to it, and the daemon does not make
+mistakes of that kind. On Linux, a request whose local ports are not listened on by the user who sent it is answered
+with an error.
 
 This module is pure: it turns lines into checked requests and back. The helper trusts nothing else.
 """
@@ -105,7 +112,12 @@ class Refused:
     """Tell what was refused since the last such request."""
 
 
-Request = CaptureDns | Update | Cluster | Containers | SteerDns | Exempt | Refused
+@dataclass(frozen=True, slots=True)
+class EndOrphans:
+    """End captured connections whose own address is gone."""
+
+
+Request = CaptureDns | Update | Cluster | Containers | SteerDns | Exempt | Refused | EndOrphans
 
 
 class ProtocolError(Exception):
@@ -133,6 +145,8 @@ def encode_request(request: Request) -> bytes:
             message = {"op": "exempt"}
         case Refused():
             message = {"op": "refused"}
+        case EndOrphans():
+            message = {"op": "end_orphans"}
     return _line(message)
 
 
@@ -171,14 +185,16 @@ def decode_request(line: bytes) -> Request:
                 return Exempt()
             case {"op": "refused", **rest} if not rest:
                 return Refused()
+            case {"op": "end_orphans", **rest} if not rest:
+                return EndOrphans()
     except ValueError as error:
         raise ProtocolError(str(error)) from error
     raise ProtocolError(f"not a request: {str(message)[:80]}")
 
 
-def encode_hello(kind: str, pid: int) -> bytes:
-    """Return the helper's first line."""
-    return _line({"ok": True, "kind": kind, "pid": pid})
+def encode_hello(kind: str, pid: int, lack: str | None = None) -> bytes:
+    """Return the helper's first line; *lack* is what cannot be done on this machine, in words."""
+    return _line({"ok": True, "kind": kind, "pid": pid, "lack": lack})
 
 
 def encode_reply(error: Tp2Error | None = None, refused: Mapping[Destination, int] | None = None) -> bytes:

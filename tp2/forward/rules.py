@@ -38,6 +38,11 @@ class Inlet(NamedTuple):
     dns_port: int
 
 
+def loopback(is_ipv6: bool) -> str:
+    """Return the loopback address of a family, where redirects go that name no other."""
+    return "::1" if is_ipv6 else "127.0.0.1"
+
+
 def checked_redirect(address: object, port: object, local_port: object, local_address: object = None) -> Redirect:
     """Build a redirect from untrusted values.
 
@@ -185,6 +190,10 @@ class Rules(Protocol):
         :raises ForwarderError: the platform did not say.
         """
 
+    def end_orphans(self) -> None:
+        """End the captured connections whose own address this machine has lost, where the platform can: no byte and no
+        reset reaches them any more."""
+
     def close(self) -> None:
         """Remove every rule. May be called twice, and after a failed :meth:`open`."""
 
@@ -215,6 +224,9 @@ class Forwarder(Protocol):
 
     async def refused(self) -> dict[Destination, int]:
         """See :meth:`Rules.refused`."""
+
+    async def end_orphans(self) -> None:
+        """See :meth:`Rules.end_orphans`."""
 
     async def close(self) -> None:
         """See :meth:`Rules.close`; afterwards the helper has ended."""

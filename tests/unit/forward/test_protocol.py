@@ -14,6 +14,7 @@ from tp2.forward.protocol import (
     CaptureDns,
     Cluster,
     Containers,
+    EndOrphans,
     Exempt,
     ProtocolError,
     Refused,
@@ -55,6 +56,7 @@ requests: st.SearchStrategy[Request] = st.one_of(
     ),
     st.just(Exempt()),
     st.just(Refused()),
+    st.just(EndOrphans()),
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8) | addresses,
