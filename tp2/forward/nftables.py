@@ -262,6 +262,12 @@ class Nftables:
         self._commit(commands)
         self._inlets = list(inlets)
 
+    def steer_dns(self, domains: Sequence[str], search: Sequence[str], port: int) -> None:
+        """See :meth:`tp2.forward.rules.Rules.steer_dns`; Linux has no such thing that every machine has."""
+        raise ForwarderError(
+            "cannot steer DNS by domain", "Linux has no /etc/resolver", "capture the nameservers instead"
+        )
+
     def exempt(self, sock: socket.socket) -> None:
         """See :meth:`tp2.forward.rules.Rules.exempt`; sets SO_MARK (socket(7))."""
         try:
