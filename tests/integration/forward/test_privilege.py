@@ -78,7 +78,9 @@ def test_without_the_privilege_the_helper_says_so(host: Host) -> None:
 @as_root
 def test_started_by_an_ordinary_user_the_helper_can_do_nothing(host: Host) -> None:
     # Modules first: an ordinary user need not be able to read this interpreter.
-    program = f"import os, tp2.forward.helper as helper; os.setgroups([]); os.setuid({SOMEBODY}); helper.main()"
+    parts = ", ".join(f"tp2.forward.{name}" for name in ("capabilities", "listeners", "nftables", "stopgap"))
+    become = f"os.setgroups([]); os.setuid({SOMEBODY})"
+    program = f"import os, {parts}; import tp2.forward.helper as helper; {become}; helper.main()"
     before = ruleset(host)
     helper = Helper(host, program=("-c", program))
     assert b"the capability CAP_NET_ADMIN is missing" in helper.hello
