@@ -21,7 +21,7 @@ from tp2.errors import UsageError
 from tp2.forward.client import StartingHelper
 from tp2.forward.privilege import become, calling_user
 from tp2.runtime import RuntimeDirectory
-from tp2.settings import Mode, Settings
+from tp2.settings import Mode, Settings, Via
 
 #: What the daemon would import as it goes. It may then have become a user who cannot read root's installation of tp2.
 _NEEDED_LATER: Final = ("concurrent.futures.thread", "encodings.idna")
@@ -56,11 +56,11 @@ def up(settings: Settings, runtime: RuntimeDirectory, *, detach: bool) -> int:
 def _refuse_what_cannot_be(settings: Settings) -> None:
     if settings.mode is Mode.ORIGDST:
         raise UsageError("cannot run in mode origdst", "it is not built yet", "use --mode portmap")
-    if settings.remote is None:
+    if settings.remote is not None and settings.via is not Via.AUTO:
         raise UsageError(
-            "no SSH endpoint",
-            "tp2 cannot find one in the cluster by itself yet",
-            "name one that reaches the cluster's addresses: --remote [USER@]HOST[:PORT]",
+            f"--via {settings.via} says nothing about {settings.remote}",
+            "it chooses the way to the endpoint that is installed in the cluster, and --remote names another one",
+            "leave one of the two out",
         )
 
 

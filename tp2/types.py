@@ -25,10 +25,15 @@ class Destination(NamedTuple):
 
 
 class Redirect(NamedTuple):
-    """TCP from this machine to ``destination`` goes to ``local_port`` on the loopback address of its family."""
+    """TCP from this machine to ``destination`` goes to ``local_port`` on ``local_address``.
+
+    ``local_address`` is None for the loopback address of the destination's family (127.0.0.1, ::1), or, for an
+    IPv4 destination, another address of 127.0.0.0/8: those serve when the ports of the first run short.
+    """
 
     destination: Destination
     local_port: int
+    local_address: str | None = None
 
 
 class Wanted(NamedTuple):

@@ -6,7 +6,7 @@ A request passes these gates in order; the first that applies decides.
 2. another opcode than QUERY                 forwarded, unless it is about the cluster
 3. a zone transfer; the cluster's name in    refused
    another class than IN
-4. the cluster's name, but not listed yet    SERVFAIL, "not ready"
+4. the cluster's name, but not listed yet    waited for if another cluster is being turned to; SERVFAIL, "not ready"
 5. the zone knows it                         its destinations are captured, then the answer leaves (law 1); a CNAME
                                              out of the cluster is followed first (EDNS of an unknown version:
                                              BADVERS)
@@ -20,6 +20,7 @@ with it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -61,6 +62,10 @@ Deferred = Callable[[], Coroutine[Any, Any, bytes]]
 # How many queries may wait at a time for an upstream, and for a capture. Each costs a few kilobytes.
 _MOST_WAITING = 1000
 _MOST_REPORTS = 100
+
+TURN_TIMEOUT = 3.0
+"""Seconds for which a question waits while another cluster is turned to: resolvers ask again after five
+(resolv.conf(5))."""
 
 # What a nameserver says of a name that it has nothing of. Many that know the local network only refuse all others.
 _NOT_THERE = frozenset((Rcode.NXDOMAIN, Rcode.REFUSED))
@@ -133,7 +138,11 @@ class Responder:
         self._config = config
         self._capturing = 0
         self._forwarding = 0
+        self._turning = 0
         self._reported: set[str] = set()
+        self._former: Catalog | None = None
+        self._turned = asyncio.Event()
+        self._turning_until = 0.0
         self._cache = AnswerCache(catalog, capture.renew, time.monotonic)
         self.counters = Counters()
 
@@ -141,6 +150,18 @@ class Responder:
         """Look names up like this from now on."""
         self._config = config
         self._cache.clear()
+
+    def turn(self, former: Catalog) -> None:
+        """Another cluster is being turned to. Until :meth:`turned`, for :data:`TURN_TIMEOUT` at the most, questions for
+        what *former* knows wait for what the other one knows of it."""
+        self._former = former
+        self._turned.clear()
+        self._turning_until = time.monotonic() + TURN_TIMEOUT
+
+    def turned(self) -> None:
+        """The other cluster is there."""
+        self._former = None
+        self._turned.set()
 
     def respond(self, data: bytes, *, tcp: bool) -> bytes | Deferred:
         """The reply to *data*, empty if there must be none; or what to call and await for it. Neither raises."""
@@ -173,8 +194,11 @@ class Responder:
             if is_cluster_name(query.name, self._config):
                 return self._refuse(exchange, "the cluster's names are of class IN")
             return self._forward(exchange)
-        if not self._synced() and is_cluster_name(query.name, self._config):
-            return self._fail(exchange, ExtendedError(Ede.NOT_READY, self._why_unsynced()))
+        if not self._synced():
+            if self._is_waited_for(query):
+                return partial(self._guard, exchange, self._when_turned)
+            if is_cluster_name(query.name, self._config):
+                return self._fail(exchange, ExtendedError(Ede.NOT_READY, self._why_unsynced()))
         catalog = self._catalog()
         answer = resolve(query.name, query.type, catalog, self._config)
         if answer is None:
@@ -182,6 +206,27 @@ class Responder:
         if query.edns_version:
             return self._refuse(exchange, f"EDNS version {query.edns_version} is not known here", Rcode.BADVERS)
         return self._lead_to(exchange, answer, catalog)
+
+    def _is_waited_for(self, query: Query) -> bool:
+        if self._former is None or time.monotonic() >= self._turning_until or self._turning >= _MOST_WAITING:
+            return False
+        return (
+            is_cluster_name(query.name, self._config)
+            or resolve(query.name, query.type, self._former, self._config) is not None
+        )
+
+    async def _when_turned(self, exchange: _Exchange) -> bytes:
+        self._turning += 1
+        try:
+            async with asyncio.timeout(self._turning_until - time.monotonic()):
+                await self._turned.wait()
+        except TimeoutError:
+            if not self._synced():
+                return self._fail(exchange, ExtendedError(Ede.NOT_READY, self._why_unsynced()))
+        finally:
+            self._turning -= 1
+        outcome = self._decide(exchange)
+        return outcome if isinstance(outcome, bytes) else await outcome()
 
     def _lead_to(self, exchange: _Exchange, answer: Answer, catalog: Catalog) -> bytes | Deferred:
         """Reply with *answer* once everything that it names can be reached."""

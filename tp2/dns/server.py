@@ -84,6 +84,14 @@ class DnsServer:
         """Look names up like this from now on: the search list or the context has changed."""
         self._responder.set_config(config)
 
+    def turn(self, former: Catalog) -> None:
+        """See :meth:`tp2.dns.responder.Responder.turn`."""
+        self._responder.turn(former)
+
+    def turned(self) -> None:
+        """See :meth:`tp2.dns.responder.Responder.turned`."""
+        self._responder.turned()
+
     async def start(self, addresses: Sequence[str] = ("127.0.0.1",), port: int = 0) -> int:
         """Listen on all *addresses*, over both transports.
 

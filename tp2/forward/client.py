@@ -10,14 +10,17 @@ import asyncio
 import contextlib
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 from tp2.errors import ForwarderError, PrivilegeError
 from tp2.forward import protocol
 from tp2.forward.privilege import start_helper
+from tp2.forward.rules import Inlet
 from tp2.types import Destination, Redirect
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,8 @@ class Helper:
     channel: socket.socket
     kind: str
     pid: int
+    #: What its rules cannot do on this machine, in words, or None.
+    lack: str | None = None
 
 
 class StartingHelper:
@@ -65,7 +70,14 @@ class StartingHelper:
             raise ForwarderError(
                 "the privileged helper cannot be understood", str(error), "reinstall tp2: its parts do not fit"
             ) from error
-        return Helper(self._process, self._channel, str(hello.get("kind")), int(hello.get("pid", self._process.pid)))
+        lack = hello.get("lack")
+        return Helper(
+            self._process,
+            self._channel,
+            str(hello.get("kind")),
+            int(hello.get("pid", self._process.pid)),
+            None if lack is None else str(lack),
+        )
 
     def _did_not_start(self) -> PrivilegeError:
         code = self._process.wait()
@@ -86,6 +98,7 @@ class HelperForwarder:
     def __init__(self, helper: Helper) -> None:
         self.kind = helper.kind
         self.pid = helper.pid
+        self.lack = helper.lack
         #: Set when the helper ended without being asked to: nothing is captured any more.
         self.lost = asyncio.Event()
         self._ended = asyncio.Event()
@@ -101,15 +114,35 @@ class HelperForwarder:
 
     async def capture_dns(self, nameservers: Sequence[str], port: int) -> None:
         """See :class:`tp2.forward.rules.Rules`."""
-        await self._ask(protocol.CaptureDns(tuple(nameservers), port))
+        await self._do(protocol.CaptureDns(tuple(nameservers), port))
 
     async def update(self, add: Sequence[Redirect], remove: Sequence[Destination]) -> None:
         """See :class:`tp2.forward.rules.Rules`."""
-        await self._ask(protocol.Update(tuple(add), tuple(remove)))
+        await self._do(protocol.Update(tuple(add), tuple(remove)))
+
+    async def cluster(self, add: Sequence[str], remove: Sequence[str], port: int | None) -> None:
+        """See :class:`tp2.forward.rules.Rules`."""
+        await self._do(protocol.Cluster(tuple(add), tuple(remove), port))
+
+    async def containers(self, inlets: Sequence[Inlet]) -> None:
+        """See :class:`tp2.forward.rules.Rules`."""
+        await self._do(protocol.Containers(tuple(inlets)))
+
+    async def steer_dns(self, domains: Sequence[str], search: Sequence[str], port: int) -> None:
+        """See :class:`tp2.forward.rules.Rules`."""
+        await self._do(protocol.SteerDns(tuple(domains), tuple(search), port))
 
     async def exempt(self, sock: socket.socket) -> None:
         """See :class:`tp2.forward.rules.Rules`."""
-        await self._ask(protocol.Exempt(), sock)
+        await self._do(protocol.Exempt(), sock)
+
+    async def end_orphans(self) -> None:
+        """See :class:`tp2.forward.rules.Rules`."""
+        await self._do(protocol.EndOrphans())
+
+    async def refused(self) -> dict[Destination, int]:
+        """See :class:`tp2.forward.rules.Rules`."""
+        return await self._ask(protocol.Refused(), protocol.decode_refused)
 
     async def close(self) -> None:
         """Let the helper go and wait until it has ended, and with it every rule."""
@@ -124,7 +157,12 @@ class HelperForwarder:
         # Reaped where it is ours; after a detach it is not, and there is nothing to wait for.
         await asyncio.to_thread(self._helper.process.wait)
 
-    async def _ask(self, request: protocol.Request, sock: socket.socket | None = None) -> None:
+    async def _do(self, request: protocol.Request, sock: socket.socket | None = None) -> None:
+        await self._ask(request, protocol.decode_reply, sock)
+
+    async def _ask(
+        self, request: protocol.Request, decode: Callable[[bytes], Answer], sock: socket.socket | None = None
+    ) -> Answer:
         async with self._lock:
             if self._closed or self._ended.is_set():
                 raise _gone()
@@ -137,7 +175,7 @@ class HelperForwarder:
                     await exchange
                 raise
         try:
-            protocol.decode_reply(line)
+            return decode(line)
         except protocol.ProtocolError as error:
             raise ForwarderError(
                 "the privileged helper failed", str(error), "restart tp2; if it happens again, report it"
