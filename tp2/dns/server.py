@@ -3,7 +3,8 @@
 Both transports are bounded. UDP holds nothing but the queries that wait (see :mod:`tp2.dns.responder`). TCP (RFC 7766)
 bounds the connections, the queries that one connection has under way, and the time that it may be silent; replies
 leave in the order in which they become ready, and one that nobody reads holds up its own connection only. When there
-are too many connections, the one that has been silent for longest makes room.
+are too many connections, the one that has been silent for longest makes room; one that waits for an answer, only if all
+of them do.
 """
 
 from __future__ import annotations
@@ -135,8 +136,9 @@ class DnsServer:
             return
         if len(self._connections) >= _MOST_CONNECTIONS:
             oldest = next(iter(self._connections))
-            del self._connections[oldest]
-            oldest.abort()
+            silent = next((each for each in self._connections if not each.under_way), oldest)
+            del self._connections[silent]
+            silent.abort()
         connection = _Connection(self._responder.respond, self._heard, reader, writer)
         self._connections[connection] = None
         self.spawn(self._serve(connection))
@@ -171,6 +173,8 @@ class _Connection:
         self._reader = reader
         self._writer = writer
         self._room = asyncio.Semaphore(_MOST_PIPELINED)
+        #: How many of its queries have no reply yet.
+        self.under_way = 0
 
     def abort(self) -> None:
         """End at once, whatever is under way."""
@@ -191,6 +195,7 @@ class _Connection:
                 if request is None:
                     break  # A client may close its side when it has asked all; the group still answers it.
                 self._heard(self)
+                self.under_way += 1
                 group.create_task(self._answer(request))
         self._writer.close()
         async with asyncio.timeout(_IDLE_TIMEOUT):
@@ -212,6 +217,7 @@ class _Connection:
             self._writer.write(len(reply).to_bytes(2) + reply)
             async with asyncio.timeout(_IDLE_TIMEOUT):
                 await self._writer.drain()
+        self.under_way -= 1
         self._room.release()
 
 
