@@ -56,7 +56,7 @@ class Mapping:
 
     ``answered_until``: until then a client may have an answer that names the destination in its cache.
     ``last_used``: when it was last answered for, connected to, or let go of.
-    ``pinned``: somebody said that it is to stay.
+    ``pinned``: somebody said that it is to stay. ``ruled``: a rule leads to it.
     """
 
     destination: Destination
@@ -66,6 +66,7 @@ class Mapping:
     last_used: float
     phase: Phase = Phase.OPENING
     pinned: bool = False
+    ruled: bool = False
     queued: bool = False
     connections: int = 0
     total_connections: int = 0
@@ -166,6 +167,7 @@ class Table:
     def opened(self, mapping: Mapping) -> None:
         """Note that the listener of an OPENING mapping accepts and its rule stands."""
         mapping.phase = Phase.LIVE
+        mapping.ruled = True
         self._enqueue(mapping)
 
     def connected(self, mapping: Mapping, now: float) -> None:
@@ -249,6 +251,7 @@ class Table:
     def withdrawn(self, mapping: Mapping) -> None:
         """Note that no rule stands for the mapping; it is DRAINING."""
         mapping.phase = Phase.DRAINING
+        mapping.ruled = False
 
     def discard(self, mapping: Mapping, now: float) -> None:
         """Forget a mapping whose listener is closed; its port rests from *now*."""

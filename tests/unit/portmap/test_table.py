@@ -85,7 +85,7 @@ def test_nothing_expires_before_the_table_says_so() -> None:
     live(mappings, wanted(1))
     live(mappings, wanted(2, ttl=1000))
     assert mappings.next_expiry() == IDLE
-    let_go(mappings, *mappings.expired(IDLE), IDLE)
+    let_go(mappings, mappings.expired(IDLE)[0], IDLE)
     assert mappings.next_expiry() == 1000.0
 
 

@@ -44,7 +44,7 @@ class TableMachine(RuleBasedStateMachine):
         self.now = 0.0
         # What stands outside: a listener for a destination, and the rule that leads there.
         self.listeners: dict[LocalSocket, Destination] = {}
-        self.rules: dict[Destination, LocalSocket] = {}
+        self.standing: dict[Destination, LocalSocket] = {}
         self.closed: dict[LocalSocket, float] = {}
         # Answers in clients' caches, with when they end and the rule that they were given with.
         self.caches: list[tuple[float, Destination, LocalSocket]] = []
@@ -75,8 +75,9 @@ class TableMachine(RuleBasedStateMachine):
                 self.finish(mapping)
                 return
             self.table.opened(mapping)
-            self.rules[destination] = local(mapping)
-        self.caches.append((self.now + ttl, destination, self.rules[destination]))
+            self.standing[destination] = local(mapping)
+        if ttl:
+            self.caches.append((self.now + ttl, destination, self.standing[destination]))
         self.used[destination] = self.now
 
     def lease(self, item: Wanted) -> Mapping | None:
@@ -130,12 +131,12 @@ class TableMachine(RuleBasedStateMachine):
     def check_rested(self, socket: LocalSocket) -> None:
         assert self.now >= self.closed.get(socket, -REST) + REST, "a port was used before it had rested"
 
-    @precondition(lambda self: self.rules)
+    @precondition(lambda self: self.standing)
     @rule(data=st.data())
     def connect(self, data: st.DataObject) -> None:
         """Anybody may connect by any rule, whether or not they have looked the name up."""
-        destination = data.draw(st.sampled_from(sorted(self.rules)))
-        owner = self.listeners[self.rules[destination]]
+        destination = data.draw(st.sampled_from(sorted(self.standing)))
+        owner = self.listeners[self.standing[destination]]
         assert owner == destination, "a connection was misdelivered"
         mapping = self.table.get(owner)
         assert mapping is not None
@@ -147,7 +148,7 @@ class TableMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def connect_by_a_cached_answer(self, data: st.DataObject) -> None:
         _, destination, socket = data.draw(st.sampled_from(self.caches))
-        assert self.rules.get(destination) == socket, "a cached answer has lost its rule"
+        assert self.standing.get(destination) == socket, "a cached answer has lost its rule"
         assert self.listeners[socket] == destination, "a cached answer points at a port of another service"
 
     @precondition(lambda self: self.open)
@@ -165,10 +166,10 @@ class TableMachine(RuleBasedStateMachine):
         self.used[destination] = self.now
         self.finish(mapping)
 
-    @precondition(lambda self: self.rules)
+    @precondition(lambda self: self.standing)
     @rule(data=st.data())
     def pin(self, data: st.DataObject) -> None:
-        destination = data.draw(st.sampled_from(sorted(self.rules)))
+        destination = data.draw(st.sampled_from(sorted(self.standing)))
         mapping = self.table.get(destination)
         assert mapping is not None
         self.table.pin(mapping)
@@ -211,7 +212,7 @@ class TableMachine(RuleBasedStateMachine):
         assert mapping.destination not in self.pinned, "a pinned mapping was given up"
         assert self.may_be_let_go(mapping.destination), "a mapping in a client's cache was given up"
         self.table.withdraw(mapping)
-        del self.rules[mapping.destination]
+        del self.standing[mapping.destination]
         self.table.withdrawn(mapping)
         self.finish(mapping)
 
@@ -240,7 +241,7 @@ class TableMachine(RuleBasedStateMachine):
     def every_cached_answer_arrives_where_it_should(self) -> None:
         if hasattr(self, "table"):
             for _, destination, socket in self.caches:
-                assert self.rules.get(destination) == socket
+                assert self.standing.get(destination) == socket
                 assert self.listeners.get(socket) == destination
 
     @invariant()
@@ -263,7 +264,7 @@ class TableMachine(RuleBasedStateMachine):
         self.collect(works=True)
         assert len(self.table) == 0, "something idle stayed"
         assert not self.listeners
-        assert not self.rules
+        assert not self.standing
         assert self.table.next_expiry() is None
 
 
