@@ -121,7 +121,9 @@ class Daemon:
         connector = Connector(attachment.tunnel)
         capacity = (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS) // 2
         table = Table(settings.ports, capacity=capacity, idle_timeout=settings.idle_timeout)
-        mapper = Mapper(table, forwarder, connector, spare=lambda there: parts.attachment.leads_here(there))
+        mapper = Mapper(
+            table, forwarder, connector, spare=lambda there: "ours" if parts.attachment.leads_here(there) else None
+        )
         upstream = Upstream(found.fallback, exempt=forwarder.exempt)
         dns = DnsServer(
             catalog=lambda: parts.attachment.cluster.catalog,

@@ -95,7 +95,7 @@ def zone_config(settings: Settings, resolvers: Resolvers, namespace: str) -> Zon
     return ZoneConfig(
         zone=settings.cluster_domain,
         namespace=settings.namespaces[0] if settings.namespaces else namespace,
-        exclude=settings.exclude,
+        exclude=settings.excluded_names,
         search=resolvers.search,
         name_servers=resolvers.captured,
     )
