@@ -88,8 +88,10 @@ class ClusterAddresses:
         self._busy = asyncio.Lock()
 
     def __contains__(self, address: str) -> bool:
-        """Whether *address* is one of the cluster's that the forwarder has."""
-        return address in self._committed and address not in self._leaving
+        """Whether *address* is one of the cluster's, as of now, and the forwarder has it."""
+        catalog = self._catalog()
+        known = address in catalog.services_by_address or address in catalog.endpoints_by_address
+        return known and address in self._committed
 
     def __len__(self) -> int:
         return len(self._committed)

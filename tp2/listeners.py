@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import struct
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Final, Generic, TypeVar
 
 logger = logging.getLogger(__name__)
@@ -22,6 +24,9 @@ AT_A_TIME: Final = 64
 
 #: Seconds without accepting after the process ran out of descriptors: the queue keeps, the loop does not spin.
 PAUSE: Final = 0.2
+
+# SO_LINGER on, for 0 s: closing the socket then sends RST and not FIN (socket(7)).
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -112,6 +117,13 @@ def listening(address: str, port: int, *, device: str | None = None) -> socket.s
         sock.close()
         raise
     return sock
+
+
+def reset(sock: socket.socket) -> None:
+    """Close an accepted connection so that its client sees at once that nobody wants it (ECONNRESET)."""
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    sock.close()
 
 
 def loopback_addresses(most: int) -> list[str]:
