@@ -31,6 +31,8 @@ class Helper:
     channel: socket.socket
     kind: str
     pid: int
+    #: What its rules cannot do on this machine, in words, or None.
+    lack: str | None = None
 
 
 class StartingHelper:
@@ -68,7 +70,14 @@ class StartingHelper:
             raise ForwarderError(
                 "the privileged helper cannot be understood", str(error), "reinstall tp2: its parts do not fit"
             ) from error
-        return Helper(self._process, self._channel, str(hello.get("kind")), int(hello.get("pid", self._process.pid)))
+        lack = hello.get("lack")
+        return Helper(
+            self._process,
+            self._channel,
+            str(hello.get("kind")),
+            int(hello.get("pid", self._process.pid)),
+            None if lack is None else str(lack),
+        )
 
     def _did_not_start(self) -> PrivilegeError:
         code = self._process.wait()
@@ -89,6 +98,7 @@ class HelperForwarder:
     def __init__(self, helper: Helper) -> None:
         self.kind = helper.kind
         self.pid = helper.pid
+        self.lack = helper.lack
         #: Set when the helper ended without being asked to: nothing is captured any more.
         self.lost = asyncio.Event()
         self._ended = asyncio.Event()

@@ -1,25 +1,48 @@
-"""The privileged helper: the only part of tp2 that keeps root. Readable in one sitting, on purpose.
+"""The privileged helper: the only part of tp2 that keeps a privilege. Readable in one sitting, on purpose.
 
 It is started by the daemon with one end of a socket pair as its standard input (through sudo where the user is not
 root), claims the platform's rules, and then does what :mod:`tp2.forward.protocol` lists and nothing else. It reads
-no files, opens no network connection, and takes no arguments. Any end of the socket (the daemon stopped, crashed or
+no files, opens no network connection, and takes no arguments. On Linux it gives up everything that root may do but
+CAP_NET_ADMIN before it reads the first request (:mod:`tp2.forward.capabilities`), and redirects only to sockets of
+the user who sends the requests (:mod:`tp2.forward.listeners`). Any end of the socket (the daemon stopped, crashed or
 was killed) removes every rule; so does the kernel if the helper itself is killed.
 """
 
 from __future__ import annotations
 
+import array
 import contextlib
 import os
+import select
 import signal
 import socket
 import stat
+import struct
 import sys
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Final, NamedTuple, NoReturn
 
 from tp2.errors import ForwarderError, Tp2Error
 from tp2.forward import protocol
+from tp2.forward.capabilities import keep_only_net_admin
+from tp2.forward.listeners import Listeners
 from tp2.forward.nftables import Nftables
 from tp2.forward.rules import Rules
+from tp2.forward.stopgap import Stopgap
+
+#: struct ucred of unix(7): process, user, group.
+_CREDENTIALS: Final = struct.Struct("=iII")
+
+#: Descriptors that may come with one message, or wait for a request that takes them.
+_MOST_DESCRIPTORS: Final = 16
+
+
+class Received(NamedTuple):
+    """What one read of the channel brought: bytes, descriptors, and the user who sent them (None: not told)."""
+
+    data: bytes
+    descriptors: list[int]
+    user: int | None
 
 
 def main() -> NoReturn:
@@ -40,11 +63,43 @@ def main() -> NoReturn:
         channel.setblocking(True)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
-        raise SystemExit(serve(channel, Nftables()))
+        raise SystemExit(_on_linux(channel))
 
 
-def serve(channel: socket.socket, rules: Rules) -> int:
-    """Answer requests on *channel* with *rules* until it ends; return the exit code. Rules are gone afterwards."""
+def _on_linux(channel: socket.socket) -> int:
+    # The driver of TUN devices is root's to open; all that follows is for CAP_NET_ADMIN.
+    stopgap = Stopgap()
+    try:
+        keep_only_net_admin()
+        listeners = Listeners()
+    except Tp2Error as error:
+        channel.sendall(protocol.encode_reply(error))
+        return 1
+    # From here on the kernel tells of each message who sent it: sudo's own user is not the daemon's.
+    channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    return serve(
+        channel,
+        Nftables(stopgap),
+        check=listeners.check,
+        lack=stopgap.lack,
+        watch=(stopgap.fileno(), stopgap.changed),
+    )
+
+
+def serve(
+    channel: socket.socket,
+    rules: Rules,
+    *,
+    check: Callable[[protocol.Request, int], None] | None = None,
+    lack: str | None = None,
+    watch: tuple[int, Callable[[], None]] | None = None,
+) -> int:
+    """Answer requests on *channel* with *rules* until it ends; return the exit code. Rules are gone afterwards.
+
+    :param check: is asked about each request, and the user who sent it, before it is done; raises Tp2Error to refuse.
+    :param lack: what these rules cannot do on this machine, in words, for the daemon.
+    :param watch: a descriptor, and what to call when it is readable.
+    """
     descriptors: list[int] = []
     try:
         try:
@@ -52,19 +107,20 @@ def serve(channel: socket.socket, rules: Rules) -> int:
         except Tp2Error as error:
             channel.sendall(protocol.encode_reply(error))
             return 1
-        channel.sendall(protocol.encode_hello(rules.kind, os.getpid()))
+        channel.sendall(protocol.encode_hello(rules.kind, os.getpid(), lack))
         buffer = bytearray()
         while True:
-            data, received, _, _ = socket.recv_fds(channel, 65536, 16)
-            descriptors += received
-            if not data:
+            _wait(channel, watch)
+            received = _receive(channel)
+            descriptors += received.descriptors
+            if not received.data:
                 return 0
-            buffer += data
+            buffer += received.data
             while (end := buffer.find(b"\n")) >= 0:
-                line = bytes(buffer[:end])
+                request = protocol.decode_request(bytes(buffer[:end]))
                 del buffer[: end + 1]
-                channel.sendall(_answer(protocol.decode_request(line), rules, descriptors))
-            if len(buffer) > protocol.MAX_LINE:
+                channel.sendall(_answer(request, received.user, rules, check, descriptors))
+            if len(buffer) > protocol.MAX_LINE or len(descriptors) > _MOST_DESCRIPTORS:
                 return 2
     except protocol.ProtocolError:
         return 2
@@ -78,8 +134,48 @@ def serve(channel: socket.socket, rules: Rules) -> int:
                 os.close(descriptor)
 
 
-def _answer(request: protocol.Request, rules: Rules, descriptors: list[int]) -> bytes:
+def _wait(channel: socket.socket, watch: tuple[int, Callable[[], None]] | None) -> None:
+    """Return when *channel* has something to say, and meanwhile see to what is watched."""
+    if watch is None:
+        return
+    descriptor, changed = watch
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    poll.register(descriptor, select.POLLIN)
+    while True:
+        readable = {ready for ready, _ in poll.poll()}
+        if descriptor in readable:
+            changed()
+        if channel.fileno() in readable:
+            return
+
+
+def _receive(channel: socket.socket) -> Received:
+    """Read what has come; the kernel never joins the words of two users."""
+    room = socket.CMSG_SPACE(_MOST_DESCRIPTORS * array.array("i").itemsize) + socket.CMSG_SPACE(_CREDENTIALS.size)
+    data, ancillary, _, _ = channel.recvmsg(65536, room)
+    descriptors = array.array("i")
+    user = None
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+        elif level == socket.SOL_SOCKET and kind == getattr(socket, "SCM_CREDENTIALS", None):
+            _, user, _ = _CREDENTIALS.unpack(content)
+    return Received(data, list(descriptors), user)
+
+
+def _answer(
+    request: protocol.Request,
+    user: int | None,
+    rules: Rules,
+    check: Callable[[protocol.Request, int], None] | None,
+    descriptors: list[int],
+) -> bytes:
     try:
+        if check is not None:
+            if user is None:
+                raise protocol.ProtocolError("a request of nobody")
+            check(request, user)
         match request:
             case protocol.CaptureDns(nameservers, port):
                 rules.capture_dns(nameservers, port)

@@ -5,53 +5,155 @@ netlink socket of its owner closes, which happens however the owner dies. So the
 SIGKILL, and no two tp2 can fight over it. The library is used in process, not the ``nft`` program: a process per
 rule costs thirty times as much, and could not own the table.
 
-All mappings live in two maps (one a family) with one rule each, so a packet's lookup does not grow with their
-number. The chain sits at priority -110 of the output hook: before Docker's own DNAT of its DNS at -100.
+What changes are elements of maps and sets, each read by one rule: a packet's lookup does not grow with their number,
+nor does the cost of a change. The NAT chains sit at priority -110: before Docker's own DNAT of its DNS at -100.
+What happens to a connection of this machine, in this order:
+
+=============================================  =======================================================
+tp2's own (marked)                             passes
+port 53 of a captured nameserver               to tp2's DNS server, on the loopback address
+an address of this machine itself              passes
+the ip:port of a redirect                      to its local port
+an address of the cluster, with a local port   to that port (the original destination: SO_ORIGINAL_DST)
+an address of the cluster, without one         refused by a reset, and counted
+=============================================  =======================================================
+
+What comes in by an inlet goes the same way, but to the ports of that inlet on the interface's own address; and
+those ports take nothing else: a packet that was not redirected to them is dropped.
 """
 
 from __future__ import annotations
 
-import ctypes
+import ipaddress
 import socket
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Final, NoReturn
 
 from tp2.errors import AlreadyRunning, ForwarderError, PrivilegeError
-from tp2.forward.rules import Inlet
+from tp2.forward import nftables_needs
+from tp2.forward.libnftables import Session
+from tp2.forward.rules import Inlet, loopback
+from tp2.forward.stopgap import DEVICE, Stopgap
 from tp2.types import Destination, Redirect
 
 #: Marks the packets of exempted sockets: ASCII "tp", away from the low bits that VPNs and Kubernetes use.
-MARK = 0x7470
+MARK: Final = 0x7470
 
-LIBRARY = "libnftables.so.1"
+#: Destinations of refused connections that are counted at one time, and until when they are not asked for, in hours.
+REFUSED_SIZE: Final = 1024
+REFUSED_HOURS: Final = 1
 
-_TABLE = "inet tp2"
+_TABLE: Final = "inet tp2"
+
+_COUNTED: Final = f"size {REFUSED_SIZE}; flags dynamic,timeout; timeout {REFUSED_HOURS}h; counter;"
 
 # Each line is a command of nft(8); together they are one transaction.
-_SKELETON = f"""\
+_SKELETON: Final = f"""\
 create table {_TABLE} {{ flags owner; }}
-add map {_TABLE} redirects4 {{ type ipv4_addr . inet_service : inet_service; }}
+add map {_TABLE} redirects4 {{ type ipv4_addr . inet_service : ipv4_addr . inet_service; }}
 add map {_TABLE} redirects6 {{ type ipv6_addr . inet_service : inet_service; }}
+add set {_TABLE} captured4 {{ type ipv4_addr . inet_service; }}
+add set {_TABLE} captured6 {{ type ipv6_addr . inet_service; }}
+add set {_TABLE} cluster4 {{ type ipv4_addr; }}
+add set {_TABLE} cluster6 {{ type ipv6_addr; }}
+add set {_TABLE} refused4 {{ type ipv4_addr . inet_service; {_COUNTED} }}
+add set {_TABLE} refused6 {{ type ipv6_addr . inet_service; {_COUNTED} }}
 add set {_TABLE} dns4 {{ type ipv4_addr; }}
 add set {_TABLE} dns6 {{ type ipv6_addr; }}
+add set {_TABLE} inlets {{ type ifname; }}
+add map {_TABLE} inlet_tcp {{ type ifname : inet_service; }}
+add map {_TABLE} inlet_dns {{ type ifname : inet_service; }}
+add set {_TABLE} inlet_ports {{ type ifname . inet_proto . inet_service; }}
+add set {_TABLE} closed {{ type inet_proto . inet_service; }}
+
 add chain {_TABLE} dns
+add chain {_TABLE} cluster_out
+add chain {_TABLE} cluster_in
+add chain {_TABLE} refuse
+
 add chain {_TABLE} output {{ type nat hook output priority -110; policy accept; }}
 add rule {_TABLE} output meta mark {MARK:#x} return
-add rule {_TABLE} output meta l4proto tcp redirect to :ip daddr . tcp dport map @redirects4
-add rule {_TABLE} output meta l4proto tcp redirect to :ip6 daddr . tcp dport map @redirects6
 add rule {_TABLE} output ip daddr @dns4 jump dns
 add rule {_TABLE} output ip6 daddr @dns6 jump dns
+add rule {_TABLE} output meta l4proto != tcp return
+add rule {_TABLE} output fib daddr type local return
+add rule {_TABLE} output dnat ip to ip daddr . tcp dport map @redirects4
+add rule {_TABLE} output meta l4proto tcp redirect to :ip6 daddr . tcp dport map @redirects6
+add rule {_TABLE} output jump cluster_out
+
+add chain {_TABLE} prerouting {{ type nat hook prerouting priority -110; policy accept; }}
+add rule {_TABLE} prerouting iifname != @inlets return
+add rule {_TABLE} prerouting ip daddr @dns4 meta l4proto {{ tcp, udp }} th dport 53 redirect to :iifname map @inlet_dns
+add rule {_TABLE} prerouting ip6 daddr @dns6 meta l4proto {{ tcp, udp }} th dport 53 redirect to :iifname map @inlet_dns
+add rule {_TABLE} prerouting meta l4proto != tcp return
+add rule {_TABLE} prerouting fib daddr type local return
+add rule {_TABLE} prerouting ip daddr . tcp dport @captured4 redirect to :iifname map @inlet_tcp
+add rule {_TABLE} prerouting ip6 daddr . tcp dport @captured6 redirect to :iifname map @inlet_tcp
+add rule {_TABLE} prerouting jump cluster_in
+
+add chain {_TABLE} local_out {{ type filter hook output priority -10; policy accept; }}
+add rule {_TABLE} local_out oifname "{DEVICE}" reject with icmpx no-route
+add rule {_TABLE} local_out meta mark {MARK:#x} return
+add rule {_TABLE} local_out jump refuse
+
+add chain {_TABLE} forward {{ type filter hook forward priority -10; policy accept; }}
+add rule {_TABLE} forward oifname "{DEVICE}" reject with icmpx no-route
+add rule {_TABLE} forward iifname @inlets jump refuse
+
+add chain {_TABLE} input {{ type filter hook input priority -10; policy accept; }}
+add rule {_TABLE} input ct state != new return
+add rule {_TABLE} input ct status dnat return
+add rule {_TABLE} input iif != lo ip daddr 127.0.0.0/8 drop
+add rule {_TABLE} input iifname . meta l4proto . th dport @inlet_ports drop
+add rule {_TABLE} input iif != lo meta l4proto . th dport @closed fib daddr . iif type != local drop
 """
+
+_REFUSE: Final = f"""\
+add rule {_TABLE} refuse meta l4proto != tcp return
+add rule {_TABLE} refuse tcp flags & (fin|syn|rst|ack) != syn return
+add rule {_TABLE} refuse fib daddr type local return
+add rule {_TABLE} refuse ip daddr @cluster4 update @refused4 {{ ip daddr . tcp dport }}
+add rule {_TABLE} refuse ip6 daddr @cluster6 update @refused6 {{ ip6 daddr . tcp dport }}
+add rule {_TABLE} refuse ip daddr @cluster4 reject with tcp reset
+add rule {_TABLE} refuse ip6 daddr @cluster6 reject with tcp reset
+"""
+
+_REDIRECT: Final = f"""\
+add rule {_TABLE} cluster_out ip daddr @cluster4 meta l4proto tcp redirect to :{{port}}
+add rule {_TABLE} cluster_out ip6 daddr @cluster6 meta l4proto tcp redirect to :{{port}}
+add rule {_TABLE} cluster_in ip daddr @cluster4 meta l4proto tcp redirect to :iifname map @inlet_tcp
+add rule {_TABLE} cluster_in ip6 daddr @cluster6 meta l4proto tcp redirect to :iifname map @inlet_tcp
+"""
+
+_OF_INLETS: Final = (
+    ("set", "inlets"),
+    ("map", "inlet_tcp"),
+    ("map", "inlet_dns"),
+    ("set", "inlet_ports"),
+    ("set", "closed"),
+)
 
 
 class Nftables:
-    """A :class:`tp2.forward.rules.Rules` on nftables. Needs CAP_NET_ADMIN in its network namespace."""
+    """A :class:`tp2.forward.rules.Rules` on nftables. Needs CAP_NET_ADMIN in its network namespace.
+
+    :param stopgap: gives a route to captured addresses that have none; None leaves them without.
+    """
 
     kind = "nftables"
 
-    def __init__(self) -> None:
-        self._library: ctypes.CDLL | None = None
-        self._context: int | None = None
-        self._redirects: dict[Destination, int] = {}
+    def __init__(self, stopgap: Stopgap | None = None) -> None:
+        self._stopgap = stopgap
+        self._session: Session | None = None
+        self._redirects: dict[Destination, Redirect] = {}
+        self._nameservers: set[str] = set()
+        self._cluster: set[str] = set()
+        # What happens to the cluster's addresses; nothing as yet.
+        self._elsewhere = ""
+        self._inlets: list[Inlet] = []
+        # How many captured things have this address: as long as there is one, it needs a route.
+        self._routed: Counter[str] = Counter()
 
     def open(self) -> None:
         """Load libnftables and create the table.
@@ -60,78 +162,89 @@ class Nftables:
         :raises PrivilegeError: CAP_NET_ADMIN is missing.
         :raises AlreadyRunning: the table exists: another tp2 captures this network namespace.
         """
-        self._library = _load()
-        self._context = self._library.nft_ctx_new(0)
-        if not self._context:
-            raise ForwarderError(
-                "cannot use nftables",
-                "libnftables could not open a netlink socket",
-                "check that the kernel has nftables (modprobe nf_tables)",
-            )
-        self._library.nft_ctx_buffer_error(self._context)
-        error = self._run(_SKELETON)
+        self._session = Session()
+        error = self._session.run(_SKELETON)
         if error is None:
             return
-        self.close()
-        if "File exists" in error or _owned_by_another(error):
-            raise AlreadyRunning(
-                "cannot capture traffic",
-                "the nftables table 'inet tp2' exists already: another tp2 captures in this network namespace",
-                "stop the other one with 'tp2 down' (with its TP2_RUNTIME_DIR), "
-                "or, if 'nft list table inet tp2' shows no owner, remove it: nft delete table inet tp2",
-            )
-        if "not permitted" in error or "must be root" in error:
-            raise PrivilegeError(
-                "cannot capture traffic",
-                f"nftables refused: {error}",
-                "run tp2 up as root or through sudo; in a container, grant CAP_NET_ADMIN",
-            )
-        raise ForwarderError(
-            "cannot capture traffic with nftables",
-            error,
-            "tp2 needs Linux 5.12 or newer with nf_tables, nft_chain_nat and nft_redir (modprobe nft_redir)",
-        )
+        try:
+            _explain(self._session, error)
+        finally:
+            self.close()
 
     def capture_dns(self, nameservers: Sequence[str], port: int) -> None:
         """See :meth:`tp2.forward.rules.Rules.capture_dns`."""
         commands = [f"flush chain {_TABLE} dns", f"flush set {_TABLE} dns4", f"flush set {_TABLE} dns6"]
         commands += [f"add rule {_TABLE} dns {proto} dport 53 redirect to :{port}" for proto in ("udp", "tcp")]
-        commands += _elements("add element", "dns4", (a for a in nameservers if ":" not in a))
-        commands += _elements("add element", "dns6", (a for a in nameservers if ":" in a))
+        wanted = set(nameservers)
+        commands += _of_family("add element", "dns", wanted)
         self._commit(commands)
+        former, self._nameservers = self._nameservers, wanted
+        self._route(filter(_is_elsewhere, wanted - former), filter(_is_elsewhere, former - wanted))
 
     def update(self, add: Sequence[Redirect], remove: Sequence[Destination]) -> None:
         """See :meth:`tp2.forward.rules.Rules.update`."""
-        wanted = dict(self._redirects)
-        for destination in remove:
-            wanted.pop(destination, None)
-        for redirect in add:
-            wanted[redirect.destination] = redirect.local_port
-        touched = {*remove, *(redirect.destination for redirect in add)}
-        gone = [d for d in touched if d in self._redirects and wanted.get(d) != self._redirects[d]]
-        new = [d for d in touched if d in wanted and wanted[d] != self._redirects.get(d)]
-        commands = []
-        for name, is_ipv6 in (("redirects4", False), ("redirects6", True)):
-            keys = (f"{d.address} . {d.port}" for d in gone if d.is_ipv6 is is_ipv6)
-            commands += _elements("delete element", name, keys)
-        for name, is_ipv6 in (("redirects4", False), ("redirects6", True)):
-            pairs = (f"{d.address} . {d.port} : {wanted[d]}" for d in new if d.is_ipv6 is is_ipv6)
-            commands += _elements("add element", name, pairs)
-        if commands:
-            self._commit(commands)
-        self._redirects = wanted
+        # Only what changes is looked at: what a change costs must not grow with the number of redirects.
+        wanted: dict[Destination, Redirect | None] = dict.fromkeys(remove)
+        wanted.update((redirect.destination, redirect) for redirect in add)
+        changes = {d: r for d, r in wanted.items() if self._redirects.get(d) != r}
+        gone = [d for d in changes if d in self._redirects]
+        new = [redirect for redirect in changes.values() if redirect is not None]
+        if not changes:
+            return
+        commands = _keys("delete element", "redirects", gone)
+        commands += _elements("add element", "redirects4", (_entry(r) for r in new if not r.destination.is_ipv6))
+        commands += _elements("add element", "redirects6", (_entry(r) for r in new if r.destination.is_ipv6))
+        if self._inlets:
+            commands += _keys("delete element", "captured", gone)
+            commands += _keys("add element", "captured", (redirect.destination for redirect in new))
+        self._commit(commands)
+        for destination in gone:
+            del self._redirects[destination]
+        self._redirects.update((redirect.destination, redirect) for redirect in new)
+        self._route((redirect.destination.address for redirect in new), (d.address for d in gone))
 
     def cluster(self, add: Sequence[str], remove: Sequence[str], port: int | None) -> None:
         """See :meth:`tp2.forward.rules.Rules.cluster`."""
-        raise _not_built()
+        gone = self._cluster.intersection(remove).difference(add)
+        new = set(add) - self._cluster
+        commands = _of_family("delete element", "cluster", gone) + _of_family("add element", "cluster", new)
+        elsewhere = _REFUSE if port is None else _REDIRECT.format(port=port)
+        if elsewhere != self._elsewhere:
+            commands += [f"flush chain {_TABLE} {chain}" for chain in ("cluster_out", "cluster_in", "refuse")]
+            commands.append(elsewhere)
+        if not commands:
+            return
+        self._commit(commands)
+        redirected, was_redirected = port is not None, self._elsewhere not in ("", _REFUSE)
+        # A refused connection needs no route: without one it fails at once too.
+        if was_redirected and not redirected:
+            self._route((), self._cluster)
+        self._cluster -= gone
+        self._cluster |= new
+        if redirected:
+            self._route(new if was_redirected else self._cluster, gone if was_redirected else ())
+        self._elsewhere = elsewhere
 
     def containers(self, inlets: Sequence[Inlet]) -> None:
         """See :meth:`tp2.forward.rules.Rules.containers`."""
-        raise _not_built()
-
-    def refused(self) -> dict[Destination, int]:
-        """See :meth:`tp2.forward.rules.Rules.refused`."""
-        raise _not_built()
+        commands = [f"flush {kind} {_TABLE} {name}" for kind, name in _OF_INLETS]
+        commands += _elements("add element", "inlets", (f'"{i.interface}"' for i in inlets))
+        commands += _elements("add element", "inlet_tcp", (f'"{i.interface}" : {i.tcp_port}' for i in inlets))
+        commands += _elements("add element", "inlet_dns", (f'"{i.interface}" : {i.dns_port}' for i in inlets))
+        closed = [
+            (inlet.interface, f"{protocol} . {port}")
+            for inlet in inlets
+            for protocol, port in (("tcp", inlet.tcp_port), ("tcp", inlet.dns_port), ("udp", inlet.dns_port))
+        ]
+        commands += _elements("add element", "inlet_ports", (f'"{interface}" . {port}' for interface, port in closed))
+        commands += _elements("add element", "closed", {port for _, port in closed})
+        # A map cannot be asked whether it has a key, so its keys are kept in a set too, while anybody asks.
+        if bool(inlets) != bool(self._inlets):
+            commands += [f"flush set {_TABLE} captured4", f"flush set {_TABLE} captured6"]
+            if inlets:
+                commands += _keys("add element", "captured", self._redirects)
+        self._commit(commands)
+        self._inlets = list(inlets)
 
     def exempt(self, sock: socket.socket) -> None:
         """See :meth:`tp2.forward.rules.Rules.exempt`; sets SO_MARK (socket(7))."""
@@ -144,15 +257,33 @@ class Nftables:
                 "run tp2 up as root or through sudo",
             ) from error
 
+    def refused(self) -> dict[Destination, int]:
+        """See :meth:`tp2.forward.rules.Rules.refused`; what is refused while this runs may go uncounted."""
+        found = {}
+        for name in ("refused4", "refused6"):
+            for item in self._opened().read(f"list set {_TABLE} {name}"):
+                for element in item.get("set", {}).get("elem", ()):
+                    address, port = element["elem"]["val"]["concat"]
+                    found[Destination(str(address), int(port))] = int(element["elem"]["counter"]["packets"])
+        if found:
+            self._commit([f"flush set {_TABLE} refused4", f"flush set {_TABLE} refused6"])
+        return found
+
     def close(self) -> None:
         """See :meth:`tp2.forward.rules.Rules.close`; the kernel removes the table with the socket."""
-        if self._library is not None and self._context:
-            self._library.nft_ctx_free(self._context)
-        self._context = None
-        self._redirects = {}
+        if self._session is not None:
+            self._session.close()
+        if self._stopgap is not None:
+            self._stopgap.close()
+        self._session = None
+
+    def _opened(self) -> Session:
+        if self._session is None:
+            raise ForwarderError("cannot change nftables", "the table is closed", "restart tp2")
+        return self._session
 
     def _commit(self, commands: Iterable[str]) -> None:
-        error = self._run("\n".join(commands) + "\n")
+        error = self._opened().run("\n".join(commands) + "\n")
         if error is not None:
             raise ForwarderError(
                 "nftables refused a change",
@@ -160,20 +291,69 @@ class Nftables:
                 "see 'nft list table inet tp2'; restart tp2 if the table is gone",
             )
 
-    def _run(self, commands: str) -> str | None:
-        """Run one transaction; return None, or the reason in one line."""
-        if self._library is None or not self._context:
-            return "the table is closed"
-        if self._library.nft_run_cmd_from_buffer(self._context, commands.encode("ascii")) == 0:
-            return None
-        text = self._library.nft_ctx_get_error_buffer(self._context) or b""
-        # The library quotes the failing command and underlines it: the first line carries the reason.
-        lines = text.decode("utf-8", "replace").strip().splitlines()
-        return lines[0].removeprefix("Error: ") if lines else "no reason given"
+    def _route(self, add: Iterable[str], remove: Iterable[str]) -> None:
+        """See to it that what is captured has a route; an address counts once for each reason to capture it."""
+        if self._stopgap is None:
+            return
+        change = Counter(add)
+        change.subtract(remove)
+        new, gone = [], []
+        for address, difference in change.items():
+            before = self._routed[address]
+            now = self._routed[address] = before + difference
+            if not before and now:
+                new.append(address)
+            elif not now:
+                del self._routed[address]
+                gone.append(address)
+        self._stopgap.want(new, gone)
 
 
-def _not_built() -> ForwarderError:
-    return ForwarderError("cannot do this with nftables", "it is not built yet", "use a newer tp2")
+def _explain(session: Session, error: str) -> NoReturn:
+    """Raise what *error*, which creating the table came to, means to a user."""
+    if "File exists" in error or _owned_by_another(error):
+        raise AlreadyRunning(
+            "cannot capture traffic",
+            "the nftables table 'inet tp2' exists already: another tp2 captures in this network namespace",
+            "stop the other one with 'tp2 down' (with its TP2_RUNTIME_DIR), "
+            "or, if 'nft list table inet tp2' shows no owner, remove it: nft delete table inet tp2",
+        )
+    if "not permitted" in error or "must be root" in error:
+        raise PrivilegeError(
+            "cannot capture traffic",
+            f"nftables refused: {error}",
+            "run tp2 up as root or through sudo; in a container, grant CAP_NET_ADMIN",
+        )
+    raise nftables_needs.missing(session, error)
+
+
+def _is_elsewhere(address: str) -> bool:
+    """Whether an address is of another machine, and so needs a route."""
+    parsed = ipaddress.ip_address(address)
+    return not (parsed.is_loopback or parsed.is_link_local)
+
+
+def _entry(redirect: Redirect) -> str:
+    destination, port, address = redirect
+    # IPv6 has one loopback address, to which 'redirect' leads by itself.
+    target = port if destination.is_ipv6 else f"{address or loopback(False)} . {port}"
+    return f"{destination.address} . {destination.port} : {target}"
+
+
+def _keys(verb: str, name: str, destinations: Iterable[Destination]) -> list[str]:
+    keys = [(d.is_ipv6, f"{d.address} . {d.port}") for d in destinations]
+    return [
+        *_elements(verb, f"{name}4", (key for is_ipv6, key in keys if not is_ipv6)),
+        *_elements(verb, f"{name}6", (key for is_ipv6, key in keys if is_ipv6)),
+    ]
+
+
+def _of_family(verb: str, name: str, addresses: Iterable[str]) -> list[str]:
+    addresses = list(addresses)
+    return [
+        *_elements(verb, f"{name}4", (address for address in addresses if ":" not in address)),
+        *_elements(verb, f"{name}6", (address for address in addresses if ":" in address)),
+    ]
 
 
 def _elements(verb: str, name: str, elements: Iterable[str]) -> list[str]:
@@ -185,26 +365,6 @@ def _owned_by_another(error: str) -> bool:
     """Whether EPERM came for an existing table of another owner, and not for a missing capability.
 
     The kernel says "Operation not permitted" to both; but without the capability the library already fails while
-    it reads the rule set ("cache initialization failed", "you must be root").
+    it reads the rules, with "cache initialization failed" or "you must be root".
     """
     return "Could not process rule: Operation not permitted" in error
-
-
-def _load() -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL(LIBRARY)
-        library.nft_ctx_new.argtypes = [ctypes.c_uint32]
-        library.nft_ctx_new.restype = ctypes.c_void_p
-        library.nft_ctx_free.argtypes = [ctypes.c_void_p]
-        library.nft_ctx_free.restype = None
-        library.nft_ctx_buffer_error.argtypes = [ctypes.c_void_p]
-        library.nft_ctx_get_error_buffer.argtypes = [ctypes.c_void_p]
-        library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
-        library.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
-    except (OSError, AttributeError) as error:
-        raise ForwarderError(
-            "cannot use nftables",
-            f"the library {LIBRARY} could not be loaded ({error})",
-            "install it: apt install libnftables1 (Debian, Ubuntu), dnf install nftables (Fedora)",
-        ) from error
-    return library

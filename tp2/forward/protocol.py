@@ -1,22 +1,27 @@
 """What the daemon and the helper say to each other: JSON, a line each way, over a Unix stream socket.
 
-================================================ =======================================================
-request                                          meaning (see :class:`tp2.forward.rules.Rules`)
-================================================ =======================================================
-``{"op":"dns","nameservers":[A...],"port":P}``   capture_dns
-``{"op":"update","add":[[A,P,LOCAL,L]...],``     update; L is the local address, or null
-``"remove":[[A,P]...]}``
-``{"op":"cluster","add":[A...],``                cluster; LOCAL is null where connections are refused
-``"remove":[A...],"port":LOCAL}``
-``{"op":"containers","inlets":[[I,P,P]...]}``    containers: interface, TCP port, DNS port
-``{"op":"refused"}``                             refused; the answer has ``"refused":[[A,P,COUNT]...]``
-``{"op":"exempt"}`` and a descriptor             exempt that socket (it comes along by SCM_RIGHTS)
-end of file                                      remove everything and end
-================================================ =======================================================
+===================================================== ======================================================
+request                                               meaning (see :class:`tp2.forward.rules.Rules`)
+===================================================== ======================================================
+``{"op":"dns","nameservers":[A...],"port":LOCAL}``    capture_dns
+``{"op":"update","add":[[A,P,LOCAL,A]...],``          update; the second A is of the loopback network, or
+``"remove":[[A,P]...]}``                              null
+``{"op":"cluster","add":[A...],"remove":[A...],``     cluster; LOCAL is null where connections are refused
+``"port":LOCAL}``
+``{"op":"containers","inlets":[[I,LOCAL,LOCAL]...]}`` containers: interface, port for TCP, port for DNS
+``{"op":"refused"}``                                  refused; the answer has ``"refused":[[A,P,COUNT]...]``
+``{"op":"exempt"}`` and a descriptor                  exempt that socket (it comes along by SCM_RIGHTS)
+end of file                                           remove everything and end
+===================================================== ======================================================
 
-The helper speaks first: ``{"ok":true,"kind":KIND,"pid":PID}`` once the platform's rules are claimed. It answers
-every request, in order, with ``{"ok":true}`` or ``{"error":[WHAT,WHY,REMEDY],"exit_code":N}``. After a request that
-is not well formed it ends: only the daemon speaks to it, and the daemon does not make mistakes of that kind.
+A is the text of an IP address, P a port, I the name of a network interface, LOCAL a local port from 1024 on.
+
+The helper speaks first: ``{"ok":true,"kind":KIND,"pid":PID,"lack":WORDS}`` once the platform's rules are claimed;
+WORDS tell what they cannot do on this machine, and are null where there is nothing to tell. It answers every
+request, in order, with ``{"ok":true}`` or with ``{"error":[WHAT,WHY,REMEDY],"exit_code":N}``: then nothing has
+changed. After a request that is not well formed it ends: only the daemon speaks to it, and the daemon does not make
+mistakes of that kind. On Linux, a request whose local ports are not listened on by the user who sent it is answered
+with an error.
 
 This module is pure: it turns lines into checked requests and back. The helper trusts nothing else.
 """
@@ -156,9 +161,9 @@ def decode_request(line: bytes) -> Request:
     raise ProtocolError(f"not a request: {str(message)[:80]}")
 
 
-def encode_hello(kind: str, pid: int) -> bytes:
-    """Return the helper's first line."""
-    return _line({"ok": True, "kind": kind, "pid": pid})
+def encode_hello(kind: str, pid: int, lack: str | None = None) -> bytes:
+    """Return the helper's first line; *lack* is what cannot be done on this machine, in words."""
+    return _line({"ok": True, "kind": kind, "pid": pid, "lack": lack})
 
 
 def encode_reply(error: Tp2Error | None = None, refused: Mapping[Destination, int] | None = None) -> bytes:

@@ -38,6 +38,11 @@ class Inlet(NamedTuple):
     dns_port: int
 
 
+def loopback(is_ipv6: bool) -> str:
+    """Return the loopback address of a family, where redirects go that name no other."""
+    return "::1" if is_ipv6 else "127.0.0.1"
+
+
 def checked_redirect(address: object, port: object, local_port: object, local_address: object = None) -> Redirect:
     """Build a redirect from untrusted values.
 
