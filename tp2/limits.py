@@ -30,6 +30,11 @@ def raise_open_files() -> int:
     return soft
 
 
+def open_files() -> int:
+    """Return how many files this process may have open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
 def most_mappings(open_files: int) -> int:
     """Return how many mappings fit into a limit on open files: three quarters of it, the rest being connections."""
     return max(1, (open_files - min(RESERVED, open_files // 4)) * 3 // 4)

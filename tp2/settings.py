@@ -161,6 +161,15 @@ def parse_target(text: str) -> tuple[str, int | None]:
     return parse_domain(host), parse_port(port)
 
 
+def check_target(text: str) -> str:
+    """Return *text* if it is a target; see :func:`parse_target`.
+
+    :raises UsageError: it is none.
+    """
+    parse_target(text)
+    return text
+
+
 def parse_port(text: str) -> int:
     """Return a port from 1 to 65535.
 

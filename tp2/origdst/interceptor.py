@@ -163,9 +163,18 @@ class Interceptor:
         :raises Tp2Error: the platform refused.
         """
         pinned = [there for there in destinations if (use := self.usage.get(there)) is not None and use.pinned]
+        if not pinned:
+            return
         await self._forwarder.update((), pinned)
         for destination in pinned:
             self.usage.unpin(destination, self._clock())
+
+    async def leave_alone(self) -> None:
+        """Let go of pinned destinations that are to be left alone by now.
+
+        :raises Tp2Error: the platform refused.
+        """
+        await self.unpin([u.destination for u in self.usage if self._captured.why(u.destination.address) is not None])
 
     def accept(self, destination: Destination, sock: socket.socket) -> bool:
         """Carry a connection to *destination*; False if that is not the cluster's."""
