@@ -14,8 +14,10 @@ from urllib.parse import urlsplit
 
 from tp2.cluster.kubeconfig import Access
 from tp2.cluster.watch import Cluster
+from tp2.endpoint import InstalledEndpoint
 from tp2.errors import Tp2Error
 from tp2.settings import Settings
+from tp2.socks.dial import Way, direct
 from tp2.socks.tunnel import Endpoint, Tunnel
 from tp2.types import Destination
 
@@ -30,13 +32,27 @@ class Attachment:
     """
 
     def __init__(self, settings: Settings, access: Access, trouble: str | None = None) -> None:
-        assert settings.remote is not None
         self.access = access
         #: Called when the catalog is another.
         self.on_change: Callable[[], None] = lambda: None
         self.cluster = Cluster(access, namespaces=settings.namespaces, on_change=lambda _: self.on_change())
-        self.tunnel = Tunnel(Endpoint(*settings.remote), identity=settings.identity, host_key=settings.host_key)
         self.trouble = trouble
+        self._installed: InstalledEndpoint | None = None
+        self._following: asyncio.Task[None] | None = None
+        connect: Callable[[str, int], Awaitable[Way]] = direct
+        if settings.remote is not None:
+            endpoint = Endpoint(*settings.remote)
+        else:
+            self._installed = installed = InstalledEndpoint(self.cluster, settings.endpoint_namespace, settings.via)
+            endpoint = Endpoint(installed.host, installed.port, installed.user)
+            connect = installed.connect
+        self.tunnel = Tunnel(
+            endpoint,
+            identity=settings.identity,
+            host_key=settings.host_key,
+            dial_timeout=settings.dial_timeout,
+            connect=connect,
+        )
         self._api: frozenset[tuple[str, int]] = frozenset()
 
     async def start(self, report: Callable[[str, str], None] = lambda stage, outcome: None) -> None:
@@ -62,15 +78,23 @@ class Attachment:
             await self.close()
             raise
         self.trouble = None
+        if self._installed is not None:
+            self._following = asyncio.create_task(self._installed.follow(self.tunnel.retry), name="endpoint")
 
     async def close(self) -> None:
         """Leave the cluster; every connection through the tunnel is told."""
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait([self._following])
+            self._following = None
         await self.tunnel.close()
         await self.cluster.close()
 
     def nudge(self) -> None:
         """The machine woke up, or its network changed: what is dead shall be known, and tried again, at once."""
         self.cluster.nudge()
+        if self._installed is not None:
+            self._installed.forgive()
         self.tunnel.nudge()
 
     def leads_here(self, destination: Destination) -> bool:
@@ -88,7 +112,8 @@ class Attachment:
 
     def describe_tunnel(self) -> str:
         """Say in a line where the tunnel leads."""
-        return self.tunnel.status()["remote"]
+        status = self.tunnel.status()
+        return f"{status['remote']}, through {status['through']}" if status["through"] else status["remote"]
 
     def status(self) -> dict[str, dict[str, Any]]:
         """Return the ``cluster`` and ``tunnel`` parts of ``tp2 status``."""

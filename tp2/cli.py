@@ -7,7 +7,6 @@ Kubernetes and SSH clients, tables) is imported where it is used.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from tp2 import __version__, settings
 from tp2.control import client
 from tp2.errors import ExitCode, Tp2Error
 from tp2.runtime import RuntimeDirectory, default_directory
-from tp2.settings import Mode, Settings
+from tp2.settings import Mode, Settings, Via
 
 
 class Parsed(click.ParamType[Any]):
@@ -110,7 +109,30 @@ def cli() -> None:
     "--remote",
     metavar="[USER@]HOST[:PORT]",
     type=Parsed("endpoint", settings.parse_remote),
-    help="SSH endpoint with a way to the cluster's addresses.",
+    help="SSH endpoint with a way to the cluster's addresses. [default: the one in the cluster, see 'tp2 install']",
+)
+@click.option(
+    "--via",
+    type=click.Choice([via.value for via in Via]),
+    default=Via.AUTO.value,
+    show_default=True,
+    help="The way to the installed endpoint: through the API server, or directly to its load balancer.",
+)
+@click.option(
+    "--endpoint-namespace",
+    metavar="NS",
+    type=Parsed("namespace", settings.parse_namespace),
+    default=settings.DEFAULT_ENDPOINT_NAMESPACE,
+    show_default=True,
+    help="Where the endpoint is installed.",
+)
+@click.option(
+    "--dial-timeout",
+    metavar="DURATION",
+    type=Parsed("duration", settings.parse_duration),
+    default="10s",
+    show_default=True,
+    help="How long a new connection waits while the tunnel reconnects.",
 )
 @click.option("--identity", "-i", type=EXISTING_FILE, help="SSH private key. [default: the SSH agent, then ~/.ssh]")
 @click.option(
@@ -126,6 +148,12 @@ def cli() -> None:
     default=str(settings.DEFAULT_SOCKS),
     show_default=True,
     help="Where the SOCKS5 proxy listens.",
+)
+@click.option(
+    "--socks-auth",
+    metavar="FILE",
+    type=EXISTING_FILE,
+    help="File with the USERNAME:PASSWORD that SOCKS5 clients must give. [default: none is asked for]",
 )
 @click.option(
     "--idle-timeout",
@@ -158,7 +186,8 @@ def up(detach: bool, **options: Any) -> None:
     """Make the cluster reachable until Ctrl-C, or 'tp2 down'. Every option can be set as TP2_OPTION too."""
     from tp2 import start
 
-    raise SystemExit(start.up(Settings(**{**options, "mode": Mode(options["mode"])}), _runtime(), detach=detach))
+    chosen = {**options, "mode": Mode(options["mode"]), "via": Via(options["via"])}
+    raise SystemExit(start.up(Settings(**chosen), _runtime(), detach=detach))
 
 
 @cli.command()
@@ -233,6 +262,53 @@ def down() -> None:
     client.stop(_runtime())
 
 
+def _cluster_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options by which ``install`` and ``uninstall`` find their cluster."""
+    for option in (
+        click.option("--context", help="kubeconfig context. [default: the current one]"),
+        click.option("--kubeconfig", type=EXISTING_FILE, help="kubeconfig file. [default: as kubectl]"),
+        click.option(
+            "--namespace",
+            "-n",
+            metavar="NS",
+            type=Parsed("namespace", settings.parse_namespace),
+            default=settings.DEFAULT_ENDPOINT_NAMESPACE,
+            show_default=True,
+            help="Where the endpoint is.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@_cluster_options
+@click.option("--image", metavar="REF", help="Image with OpenSSH's sshd. [default: a public one, pinned by version]")
+@click.option("--identity", "-i", type=EXISTING_FILE, help="Key to let in. [default: the SSH agent's, then ~/.ssh]")
+@click.option("--print", "print_only", is_flag=True, help="Print what would be applied, and touch no cluster.")
+def install(print_only: bool, **options: Any) -> None:
+    """Put the SSH endpoint into the cluster, let your key in, and wait until it is ready.
+
+    Safe to repeat: what is there already stays, other people's keys included. --print writes the manifest for
+    'kubectl apply -f'; it holds a key only if --identity names one.
+    """
+    from tp2 import installing
+
+    if print_only:
+        click.echo(installing.manifest(options["namespace"], options["image"], options["identity"]), nl=False)
+    else:
+        installing.install(say=click.echo, **options)
+
+
+@cli.command()
+@_cluster_options
+def uninstall(**options: Any) -> None:
+    """Take the SSH endpoint out of the cluster again, whole, and return when it is gone."""
+    from tp2 import installing
+
+    installing.uninstall(say=click.echo, **options)
+
+
 @cli.command()
 @click.option("--shell", is_flag=True, help="Leave me in a shell on the laptop side, with tp2 up.")
 def demo(shell: bool) -> None:
@@ -260,6 +336,8 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = int(ExitCode.OK)
     except Exception as error:
+        import logging
+
         logging.getLogger("tp2").debug("unexpected", exc_info=True)
         print_error(
             Tp2Error(
@@ -278,7 +356,8 @@ def print_error(error: Tp2Error) -> None:
 
 
 def _runtime() -> RuntimeDirectory:
+    if configured := os.environ.get("TP2_RUNTIME_DIR"):
+        return RuntimeDirectory(Path(configured).absolute())
     from tp2.forward.privilege import calling_user
 
-    configured = os.environ.get("TP2_RUNTIME_DIR")
-    return RuntimeDirectory(Path(configured).absolute() if configured else default_directory(calling_user().uid))
+    return RuntimeDirectory(default_directory(calling_user().uid))

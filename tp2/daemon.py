@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any
 
 from tp2 import environment, following, resolvers
 from tp2.attachment import Attachment, first_cause
@@ -24,23 +24,18 @@ from tp2.control.server import ControlServer
 from tp2.dns.server import DnsServer
 from tp2.dns.upstream import Upstream
 from tp2.errors import ExitCode, ForwarderError, Tp2Error
+from tp2.eventloop import DescriptorLost, new_event_loop
 from tp2.forward.client import Helper, HelperForwarder
 from tp2.parts import Parts, zone_config
 from tp2.resolvers import Resolvers
 from tp2.runtime import RuntimeDirectory
 from tp2.settings import Settings
+from tp2.socks.auth import read_credentials
 from tp2.socks.connector import Connector
 from tp2.socks.server import SocksServer
 
-try:
-    import uvloop
-except ImportError:
-    uvloop = None  # type: ignore[assignment]
-
 logger = logging.getLogger(__name__)
 
-#: None where there is no uvloop (no wheel for the platform): asyncio's own loop is slower, but the same.
-LOOP_FACTORY: Final = uvloop.new_event_loop if uvloop is not None else None
 
 #: Says what a stage has come to: the stage's name, then its outcome in words.
 Report = Callable[[str, str], None]
@@ -59,6 +54,7 @@ class Daemon:
         self._began = began
         self._ready = False
         self._stopping = False
+        self._disturbance = asyncio.Event()
         self._task: asyncio.Task[object] | None = None
 
     async def run(self, helper: Helper) -> ExitCode:
@@ -104,6 +100,12 @@ class Daemon:
     def _stray(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         # Nobody waited for this: a handshake that was broken off with the connection, or else a mistake of ours.
         error = context.get("exception")
+        if isinstance(error, DescriptorLost):
+            # Not one byte more, an orderly farewell included: it might go to somebody else. As after SIGKILL, the
+            # helper, or else the kernel, undoes the rules.
+            logger.critical("tp2 ends here, since its connections cannot be told apart any more: %s", error)
+            logger.critical("this is a bug: please report it, and run tp2 up again")
+            os._exit(ExitCode.FAILURE)
         level = logging.WARNING if self._ready and not self._stopping else logging.DEBUG
         logger.log(level, "%s: %s", context.get("message"), error)
         logger.debug("the same in full", exc_info=error)
@@ -123,7 +125,12 @@ class Daemon:
             config=zone_config(settings, found, attachment.access.namespace),
             why_unsynced=lambda: parts.attachment.status()["cluster"]["last_error"] or "tp2 is not connected to it yet",
         )
-        socks = SocksServer(connector, *settings.socks)
+        socks = SocksServer(
+            connector,
+            *settings.socks,
+            credentials=read_credentials(settings.socks_auth) if settings.socks_auth else None,
+            resolve=lambda name: parts.address_of(name),
+        )
         parts = Parts(settings, found, attachment, forwarder, connector, socks, capture, upstream, dns)
         return parts
 
@@ -160,11 +167,23 @@ class Daemon:
         in_background(self._follow_resolvers(parts))
         in_background(self._follow_kubeconfig(parts))
         in_background(environment.watch(lambda why: self._disturbed(parts, why)))
+        in_background(self._end_orphans(parts))
 
     def _disturbed(self, parts: Parts, why: str) -> None:
         logger.debug("%s: looking whether all is well", why)
         parts.capture.disturbed()
         parts.attachment.nudge()
+        self._disturbance.set()
+
+    async def _end_orphans(self, parts: Parts) -> None:
+        while True:
+            await self._disturbance.wait()
+            self._disturbance.clear()
+            try:
+                await parts.forwarder.end_orphans()
+            except ForwarderError as error:
+                # If the helper is gone, its watcher says so.
+                logger.debug("%s", error)
 
     async def _follow_resolvers(self, parts: Parts) -> None:
         async def apply(found: Resolvers) -> None:
@@ -191,6 +210,7 @@ class Daemon:
 
         async def leave(access: Access) -> None:
             former = parts.attachment
+            parts.dns.turn(former.cluster.catalog)
             turn_to(access)
             await parts.capture.clear()
             await former.close()
@@ -201,6 +221,7 @@ class Daemon:
             except Tp2Error as error:
                 turn_to(access, str(error))
                 raise
+            parts.dns.turned()
 
         def rename(access: Access) -> None:
             parts.attachment.access = access
@@ -232,7 +253,7 @@ def main(
 
     :raises Tp2Error: it could not come up, or not go on. Everything is undone by then.
     """
-    with asyncio.Runner(loop_factory=LOOP_FACTORY) as runner:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(Daemon(settings, found, runtime, report, began).run(helper))
 
 

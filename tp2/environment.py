@@ -8,6 +8,7 @@ clock, because the machine slept, or this process was stopped. A changed network
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import sys
@@ -78,3 +79,14 @@ def _drain(sock: socket.socket, told: asyncio.Event) -> None:
         except OSError as error:
             logger.debug("rtnetlink: %s", error)
         told.set()
+
+
+def has_address(address: str) -> bool:
+    """Whether *address* still is one of this machine's: a connection from one that it lost is dead for certain."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as own:
+        try:
+            own.bind((address, 0))
+        except OSError as error:
+            return error.errno != errno.EADDRNOTAVAIL
+    return True

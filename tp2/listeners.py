@@ -55,8 +55,12 @@ class Listeners(Generic[Key]):
             descriptor is left.
         """
         sock = listening(address, port, device=device)
+        try:
+            asyncio.get_running_loop().add_reader(sock, self._readable, key, sock)
+        except BaseException:
+            sock.close()
+            raise
         self._sockets[key] = sock
-        asyncio.get_running_loop().add_reader(sock, self._readable, key, sock)
         return int(sock.getsockname()[1]) if port == 0 else port
 
     def accept_pending(self, key: Key) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable, Set
 from dataclasses import asdict, dataclass, field
@@ -12,9 +13,10 @@ from typing import Any
 from tp2.attachment import Attachment
 from tp2.capture import Capture
 from tp2.control.server import Answer
+from tp2.dns.records import Type
 from tp2.dns.server import DnsServer
 from tp2.dns.upstream import Upstream
-from tp2.dns.zone import ZoneConfig
+from tp2.dns.zone import ZoneConfig, resolve
 from tp2.errors import UsageError
 from tp2.forward.client import HelperForwarder
 from tp2.resolvers import Resolvers
@@ -46,6 +48,16 @@ class Parts:
     def zone_config(self) -> ZoneConfig:
         """Return how names are looked up now."""
         return zone_config(self.settings, self.resolvers, self.attachment.access.namespace)
+
+    def address_of(self, name: str) -> str | None:
+        """Return an address of a name of the cluster's, for whoever leaves names to the SOCKS server; None if none."""
+        config, catalog = self.zone_config(), self.attachment.cluster.catalog
+        for kind, family in ((Type.A, socket.AF_INET), (Type.AAAA, socket.AF_INET6)):
+            answer = resolve(name.rstrip(".").lower(), kind, catalog, config)
+            for record in answer.answers if answer else ():
+                if record.type == kind and isinstance(address := record.parts[0], bytes):
+                    return socket.inet_ntop(family, address)
+        return None
 
     def operations(self, ready: Callable[[], bool], stop: Callable[[], None]) -> dict[str, Callable[[], Answer]]:
         """Return what the control socket can be asked. *ready* says whether the daemon came up."""
@@ -100,7 +112,7 @@ class Parts:
             "mode": str(self.settings.mode),
             "pid": os.getpid(),
             "since": timestamp(self.since),
-            "cluster": cluster,
+            "cluster": {**cluster, "as_of": timestamp(cluster["as_of"])},
             "tunnel": {**tunnel, "since": timestamp(tunnel["since"])},
             "dns": {
                 "listen": self._dns_address(),

@@ -110,10 +110,16 @@ def status(answer: dict[str, Any]) -> None:
         f"{_styled(answer['state'])}, mode {answer['mode']}, process {answer['pid']}, up {_ago(answer['since'], '')}",
     )
     synced = "synced" if cluster["synced"] else "[red]not in touch with the API[/]"
+    if not cluster["synced"] and cluster.get("as_of"):
+        synced += f", answers as of {_ago(cluster['as_of'])}"
     table.add_row("cluster", f"{cluster['context']} at {cluster['server']}: {cluster['services']} services, {synced}")
     if cluster.get("last_error") and not cluster["synced"]:
         table.add_row("", f"[red]{cluster['last_error']}[/]")
+    if cluster.get("scope"):
+        table.add_row("", f"only the namespaces {', '.join(cluster['scope'])}")
     table.add_row("tunnel", f"{tunnel['remote']}: {tunnel['state']}, {tunnel['reconnects']} reconnects")
+    if tunnel.get("through"):
+        table.add_row("", f"through {tunnel['through']}")
     if tunnel["last_error"] and tunnel["state"] != "connected":
         table.add_row("", f"[red]{tunnel['last_error']}[/]")
     table.add_row("dns", f"{dns['listen']}, captures {', '.join(dns['captured'])}, asks {', '.join(dns['upstream'])}")

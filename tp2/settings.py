@@ -24,6 +24,15 @@ class Mode(StrEnum):
     ORIGDST = "origdst"
 
 
+class Via(StrEnum):
+    """How the endpoint that is installed in the cluster is reached: by the API server's port-forward, at its load
+    balancer's address, or at that where it answers and by the port-forward otherwise."""
+
+    AUTO = "auto"
+    API = "api"
+    DIRECT = "direct"
+
+
 class Remote(NamedTuple):
     """The SSH endpoint: ``[USER@]HOST[:PORT]``."""
 
@@ -51,6 +60,8 @@ DEFAULT_PORTS: Final = range(20000, 30000)
 DEFAULT_SOCKS: Final = SocketAddress("127.0.0.1", 1080)
 DEFAULT_IDLE_TIMEOUT: Final = 600.0
 DEFAULT_CLUSTER_DOMAIN: Final = "cluster.local"
+DEFAULT_DIAL_TIMEOUT: Final = 10.0
+DEFAULT_ENDPOINT_NAMESPACE: Final = "tp2-system"
 
 #: The two words that ``--containers`` takes besides names of interfaces.
 AUTO: Final = "auto"
@@ -70,9 +81,13 @@ class Settings:
     cluster_domain: str = DEFAULT_CLUSTER_DOMAIN
     exclude: tuple[str | IPv4Network | IPv6Network, ...] = ()
     remote: Remote | None = None
+    via: Via = Via.AUTO
+    endpoint_namespace: str = DEFAULT_ENDPOINT_NAMESPACE
+    dial_timeout: float = DEFAULT_DIAL_TIMEOUT
     identity: Path | None = None
     host_key: str | None = None
     socks: SocketAddress = DEFAULT_SOCKS
+    socks_auth: Path | None = None
     idle_timeout: float = DEFAULT_IDLE_TIMEOUT
     ports: range = DEFAULT_PORTS
     containers: tuple[str, ...] = (AUTO,)
@@ -227,6 +242,20 @@ def parse_ports(text: str) -> range:
             return ports
     raise UsageError(
         f"{text!r} is no range of local ports", "it takes two ports from 1024 up, in order", "write it as 20000-29999"
+    )
+
+
+def parse_namespace(text: str) -> str:
+    """Return the name of a namespace.
+
+    :raises UsageError: *text* is none (an RFC 1123 label).
+    """
+    if re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text):
+        return text
+    raise UsageError(
+        f"{text!r} is no name of a namespace",
+        "it takes up to 63 lower-case letters, digits and dashes",
+        "write it as tp2-system",
     )
 
 

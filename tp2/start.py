@@ -22,7 +22,7 @@ from tp2.errors import UsageError
 from tp2.forward.client import StartingHelper
 from tp2.forward.privilege import become, calling_user
 from tp2.runtime import RuntimeDirectory
-from tp2.settings import Mode, Settings
+from tp2.settings import Mode, Settings, Via
 
 #: What the daemon would import as it goes. It may then have become a user who cannot read root's installation of tp2.
 _NEEDED_LATER: Final = ("concurrent.futures.thread", "encodings.idna")
@@ -63,11 +63,11 @@ def _refuse_what_cannot_be(settings: Settings) -> None:
             "only Linux tells where a redirected connection was going",
             "use --mode portmap, which works everywhere",
         )
-    if settings.remote is None:
+    if settings.remote is not None and settings.via is not Via.AUTO:
         raise UsageError(
-            "no SSH endpoint",
-            "tp2 cannot find one in the cluster by itself yet",
-            "name one that reaches the cluster's addresses: --remote [USER@]HOST[:PORT]",
+            f"--via {settings.via} says nothing about {settings.remote}",
+            "it chooses the way to the endpoint that is installed in the cluster, and --remote names another one",
+            "leave one of the two out",
         )
 
 

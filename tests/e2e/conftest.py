@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tp2.sandbox.box import Sandbox, tp2_command
+from tp2.sandbox.box import ENDPOINT_POD, Sandbox, tp2_command
 
 CLIENTS = Path(__file__).parent / "clients"
 
@@ -37,6 +37,21 @@ class Laptop:
     def __init__(self, box: Sandbox) -> None:
         self.box = box
         self.host = box.laptop
+        self.installed = False
+
+    def stop_endpoint(self) -> None:
+        """Kill the SSH endpoint that is in use, with all its connections."""
+        if self.installed:
+            self.box.stop_endpoint(ENDPOINT_POD)
+        else:
+            self.box.stop_sshd()
+
+    def start_endpoint(self) -> None:
+        """Start it again."""
+        if self.installed:
+            self.box.start_endpoint(ENDPOINT_POD)
+        else:
+            self.box.start_sshd()
 
     def run(self, *arguments: str, stdin: str = "", timeout: float = 60.0) -> Ended:
         """Run a command to its end."""
@@ -95,11 +110,14 @@ class Laptop:
 
 
 class Up:
-    """A ``tp2 up`` in the foreground."""
+    """A ``tp2 up`` in the foreground.
 
-    def __init__(self, laptop: Laptop, *options: str) -> None:
+    :param installed: whether it uses the endpoint that is installed in the cluster, and is told none.
+    """
+
+    def __init__(self, laptop: Laptop, *options: str, installed: bool = False) -> None:
         self.process = laptop.host.start(
-            *laptop.box.up_command(*options),
+            *laptop.box.up_command(*options, installed=installed),
             env=laptop.box.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -121,12 +139,18 @@ class Up:
 
 
 def eventually(holds: Callable[[], bool], within: float = PATIENCE) -> float:
-    """Return how many seconds it took until *holds*; fail if it never does. For what gives an outsider no event."""
+    """Wait until *holds*, and fail if it never does. For what gives an outsider no event.
+
+    Returns the seconds after which the first attempt that succeeded began: whoever tried later would have succeeded
+    too. How long an attempt itself takes, on a busy machine, does not count.
+    """
     began = time.monotonic()
-    while not holds():
+    while True:
+        attempt = time.monotonic()
+        if holds():
+            return attempt - began
         assert time.monotonic() - began < within, f"not true after {within} s: {holds}"
         time.sleep(0.02)
-    return time.monotonic() - began
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +173,8 @@ def up(laptop: Laptop) -> Iterator[Callable[..., Up]]:
     """Brings tp2 up, with options; what a failed test leaves running is killed."""
     started: list[Up] = []
 
-    def start(*options: str) -> Up:
-        started.append(Up(laptop, *options))
+    def start(*options: str, installed: bool = False) -> Up:
+        started.append(Up(laptop, *options, installed=installed))
         return started[-1]
 
     yield start

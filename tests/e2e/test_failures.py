@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.e2e.conftest import Laptop
 from tp2.sandbox.box import API_PORT, NODE, tp2_command
+from tp2.sandbox.kubeapi_resources import LOG
+from tp2.sandbox.namespaces import SEARCH_PATH
+from tp2.sandbox.objects import Object, namespace
 
 
 def assert_fails(laptop: Laptop, command: list[str], code: int, *words: str, env: dict[str, str] | None = None) -> None:
@@ -55,8 +61,75 @@ def up_with(laptop: Laptop, **options: str | None) -> list[str]:
     return command
 
 
+def installed(laptop: Laptop, kubeconfig: str | None = None, *options: str) -> list[str]:
+    """Return the command of a person who uses the endpoint that is installed, in the cluster of *kubeconfig*."""
+    more = ["--kubeconfig", kubeconfig] if kubeconfig else []
+    return laptop.box.up_command(*more, *options, installed=True)
+
+
+@contextmanager
+def another_cluster(laptop: Laptop, *objects: Object) -> Iterator[str]:
+    """Run a cluster of these objects; give its kubeconfig."""
+    box = laptop.box
+    api = box.start_api(objects, "another", 6445)
+    try:
+        yield str(box.directory / "another" / "kubeconfig")
+    finally:
+        api.kill()
+        api.wait()
+
+
+def endpoint_pod(laptop: Laptop, **changes: Any) -> Object:
+    """The endpoint's pod of the sandbox, with another status."""
+    pod = copy.deepcopy(next(item for item in laptop.box.objects if item["kind"] == "Pod"))
+    pod["status"] |= changes
+    return pod
+
+
 def test_without_an_endpoint(laptop: Laptop) -> None:
-    assert_fails(laptop, up_with(laptop, remote=None), 2, "no SSH endpoint", "--remote [USER@]HOST[:PORT]")
+    with another_cluster(laptop, namespace("default")) as kubeconfig:
+        assert_fails(laptop, installed(laptop, kubeconfig), 8, "no SSH endpoint is installed", "`tp2 install`")
+
+
+def test_an_endpoint_that_no_node_takes(laptop: Laptop) -> None:
+    scheduled = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": "0/3 nodes are available: 3 Insufficient memory.",
+    }
+    pod = endpoint_pod(laptop, phase="Pending", conditions=[scheduled], containerStatuses=[])
+    with another_cluster(laptop, pod) as kubeconfig:
+        assert_fails(laptop, installed(laptop, kubeconfig), 8, "is not ready", "Insufficient memory")
+
+
+def test_an_endpoint_whose_image_cannot_be_pulled(laptop: Laptop) -> None:
+    why = {"reason": "ErrImagePull", "message": "manifest unknown"}
+    container = {"name": "sshd", "image": "registry.example/sshd:1", "state": {"waiting": why}, "ready": False}
+    conditions = [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "False"}]
+    pod = endpoint_pod(laptop, phase="Pending", conditions=conditions, containerStatuses=[container])
+    with another_cluster(laptop, pod) as kubeconfig:
+        assert_fails(laptop, installed(laptop, kubeconfig), 8, "is not ready", "registry.example/sshd:1", "image")
+
+
+def test_an_endpoint_that_does_not_know_the_key(laptop: Laptop) -> None:
+    stranger = str(laptop.box.directory / "host_key")
+    assert_fails(laptop, installed(laptop, None, "--identity", stranger), 8, "does not know your key", "`tp2 install`")
+
+
+def test_an_endpoint_whose_key_is_not_the_one_that_the_api_vouches_for(laptop: Laptop) -> None:
+    pod = endpoint_pod(laptop)
+    pod["metadata"]["annotations"][LOG] = laptop.box.host_key.read_text()
+    with another_cluster(laptop, pod) as kubeconfig:
+        assert_fails(laptop, installed(laptop, kubeconfig), 8, "is not who it should be", "SHA256:")
+
+
+def test_a_direct_way_that_is_not_there(laptop: Laptop) -> None:
+    assert_fails(laptop, installed(laptop, None, "--via", "direct"), 8, "no load balancer", "--via")
+
+
+def test_a_way_to_an_endpoint_that_is_not_the_installed_one(laptop: Laptop) -> None:
+    assert_fails(laptop, up_with(laptop, via="api"), 2, "--via", "--remote")
 
 
 def test_a_mode_that_is_not_built_yet(laptop: Laptop) -> None:
@@ -79,7 +152,9 @@ def test_without_the_capability(laptop: Laptop) -> None:
 
 
 def test_without_nftables(laptop: Laptop) -> None:
-    library = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
+    ldconfig = shutil.which("ldconfig", path=SEARCH_PATH)
+    assert ldconfig is not None
+    library = subprocess.run([ldconfig, "-p"], capture_output=True, text=True, check=True).stdout
     path = next(line.split()[-1] for line in library.splitlines() if "libnftables.so.1 " in line)
     hidden = ["unshare", "--mount", "sh", "-c", f'mount --bind /dev/null {path} && exec "$@"', "sh"]
     assert_fails(laptop, [*hidden, *up_with(laptop)], 6, "libnftables", "apt install libnftables1")

@@ -18,6 +18,12 @@ from tp2.sandbox.objects import endpoint_slice, namespace, service
 OTHER_PORT = 6444
 
 
+class Other:
+    """The other cluster."""
+
+    api: subprocess.Popen[Any]
+
+
 class Kubeconfig:
     """A kubeconfig with two clusters that a person edits."""
 
@@ -58,7 +64,7 @@ def clusters(laptop: Laptop) -> Laptop:
         endpoint_slice("shop", "web", {"web-a": "10.244.3.1"}, {"http": 80}),
         service("shop", "only-two", "10.96.3.1", {"http": 80}),
     ]
-    laptop.box.start_api(objects, "api-two", OTHER_PORT)
+    Other.api = laptop.box.start_api(objects, "api-two", OTHER_PORT)
     return laptop
 
 
@@ -136,8 +142,8 @@ def test_a_cluster_that_cannot_be_had_is_waited_for_and_the_former_one_is_not_us
 ) -> None:
     running = up("--kubeconfig", str(kubeconfig.path))
     assert web(clusters) == "this is web.shop, port 80\n"
-    clusters.box.api.kill()  # the API of two: it was started last
-    clusters.box.api.wait()
+    Other.api.kill()
+    Other.api.wait()
     kubeconfig.use("two")
     eventually(lambda: clusters.status()["state"] == "degraded")
     eventually(lambda: "refused" in (clusters.status()["cluster"]["last_error"] or ""))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from tests.e2e.conftest import CLIENTS, Laptop, eventually
-from tp2.sandbox.box import NAMESERVER, NODE, SITE, SITE_ADDRESS
+from tp2.sandbox.box import NAMESERVER, SITE, SITE_ADDRESS
 from tp2.sandbox.objects import endpoint_slice, service
 from tp2.sandbox.services import pattern
 
@@ -135,6 +135,8 @@ def test_other_traffic_is_left_alone(connected: Laptop) -> None:
 def test_the_socks_proxy_is_useful_on_its_own(connected: Laptop) -> None:
     proxy = ("--proxy", "socks5h://127.0.0.1:1080")
     assert connected.curl(*proxy, "http://10.96.1.1/") == "this is web.shop, port 80\n"
+    for name in ("web.shop", "WEB.shop.svc.cluster.local", "web.shop.svc"):
+        assert connected.curl(*proxy, f"http://{name}/") == "this is web.shop, port 80\n"
     assert connected.curl(*proxy, f"http://{SITE_ADDRESS}/") == f"this is {SITE}, port 80\n"
 
 
@@ -147,26 +149,26 @@ def test_sshd_is_killed_and_restarted_and_the_next_request_works(connected: Lapt
     )
     assert client.stdout is not None
     assert "220" in client.stdout.readline()
-    connected.box.stop_sshd()
+    connected.stop_endpoint()
     # What was open is visibly broken, not ended as if all had been said.
     assert client.stdout.readline() == "reset\n"
     assert connected.status()["state"] == "degraded"
-    connected.box.start_sshd()
+    connected.start_endpoint()
     assert connected.curl("http://web.shop/") == "this is web.shop, port 80\n"
     tunnel = connected.status()["tunnel"]
     assert tunnel["state"] == "connected"
     assert tunnel["reconnects"] >= 1
-    assert tunnel["remote"].endswith(f"@{NODE}:2222")
+    assert tunnel["remote"].endswith(":2222")
 
 
 def test_a_request_during_the_outage_waits_for_the_tunnel(connected: Laptop) -> None:
     assert connected.lookup("web.shop") == ["10.96.1.1"]
-    connected.box.stop_sshd()
+    connected.stop_endpoint()
     eventually(lambda: connected.status()["tunnel"]["state"] == "reconnecting")
     command = ["curl", "--silent", "--show-error", "--fail", "--max-time", "30", "http://web.shop/"]
     client = connected.host.start(*command, stdout=subprocess.PIPE, text=True)
     eventually(lambda: any(row["name"] == "web.shop" and row["connections"] for row in connected.mappings()))
-    connected.box.start_sshd()
+    connected.start_endpoint()
     assert client.communicate(timeout=30)[0] == "this is web.shop, port 80\n"
 
 

@@ -184,8 +184,10 @@ def _no_host_key(namespace: str, pod: str, why: str) -> EndpointError:
 
 
 def _may_not_look(error: Forbidden, namespace: str) -> ClusterError:
-    return ClusterError(
+    refused = ClusterError(
         f"cannot look for the SSH endpoint in the namespace {namespace!r}",
         error.why,
         "ask an administrator to bind you to the Role that `tp2 install` makes there, or name one with --remote",
     )
+    refused.lasting = True
+    return refused

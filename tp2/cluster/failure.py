@@ -57,6 +57,10 @@ class ApiError(Exception):
         return cls(code if type(code) is int else status, str(message or obj), retry_after)
 
 
+class MayNotList(ClusterError):
+    """403 for a list: RBAC does not allow it. ``why`` is the API server's own message."""
+
+
 class NotKubernetes(Exception):
     """The server's answer is not one that a Kubernetes API gives."""
 
@@ -90,13 +94,23 @@ def _api(error: ApiError, access: Access, plural: str, namespace: str | None) ->
         if '"system:anonymous"' in error.message:
             # Where anonymous access is on, as it is by default, no credentials are not 401 but nobody's rights.
             remedy = f"log in: the user of context {access.context!r} has no credentials in the kubeconfig"
-        return Failure(ClusterError(f"{plural} {where} may not be listed", error.message, remedy), NOT_AT_ALL)
+            return Failure(ClusterError(f"{plural} {where} may not be listed", error.message, remedy), NOT_AT_ALL)
+        return Failure(MayNotList(f"{plural} {where} may not be listed", error.message, remedy), NOT_AT_ALL)
     what = f"the Kubernetes API at {access.server} cannot list {plural} {where}"
     why = f"{error.status} {error.message}"
     if error.status in (400, 404, 405, 406):
         remedy = f"check that the server of context {access.context!r} is the Kubernetes API (1.21 or later)"
         return Failure(ClusterError(what, why, remedy), NOT_AT_ALL)
     return Failure(ClusterError(what, why, "wait for the API server to recover; tp2 keeps trying"), ALWAYS)
+
+
+def slow_login(access: Access) -> ClusterError:
+    """New credentials are waited for: the plugin that should give them is still running."""
+    return ClusterError(
+        f"there are no new credentials for context {access.context!r} yet",
+        "the credential plugin of the kubeconfig is still running",
+        f"see what `kubectl --context {access.context} get services` waits for: it may ask for a login",
+    )
 
 
 # OpenSSL's X509_V_ERR_*: https://docs.openssl.org/3.0/man3/X509_STORE_CTX_get_error/

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
 import socket
 from collections import Counter
@@ -22,6 +21,7 @@ import aiohttp
 from tp2.backoff import Backoff
 from tp2.cluster.failure import ApiError
 from tp2.cluster.kubeconfig import Access
+from tp2.environment import has_address
 
 if TYPE_CHECKING:
     from kubernetes_asyncio.client import ApiClient
@@ -40,11 +40,13 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 5, "TCP_
 
 
 class Session:
-    """Requests to one Kubernetes API. ``login`` counts the clients there were, for :meth:`renew`."""
+    """Requests to one Kubernetes API. ``login`` counts the clients there were, for :meth:`renew`; ``opened`` is set
+    when there is one."""
 
     def __init__(self, access: Access) -> None:
         self.access = access
         self.login = 0
+        self.opened = asyncio.Event()
         self._client: ApiClient | None = None
         self._lent: Counter[ApiClient] = Counter()
         self._responses: WeakSet[aiohttp.ClientResponse] = WeakSet()
@@ -59,6 +61,7 @@ class Session:
         client = await self.access.connect()
         old, self._client = self._client, client
         self.login += 1
+        self.opened.set()
         # A watch would otherwise wait for the end of its connection's TLS, for as long as the server likes.
         for response in list(self._responses):
             response.close()
@@ -201,14 +204,9 @@ def probe(response: aiohttp.ClientResponse) -> None:
     sock = _socket_of(response)
     if sock is None:
         return
-    family = socket.AF_INET6 if sock.family == socket.AF_INET6 else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as own:
-        try:
-            own.bind((sock.getsockname()[0], 0))
-        except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL:
-                response.close()
-                return
+    if not has_address(sock.getsockname()[0]):
+        response.close()
+        return
     _set_keepalive(sock, _PROBE)
     # Answered or not, it is known by then.
     asyncio.get_running_loop().call_later(5.0, _set_keepalive, sock, _KEEPALIVE)
@@ -223,7 +221,8 @@ def _keep_alive(response: aiohttp.ClientResponse) -> None:
 
 
 def _set_keepalive(sock: socket.socket, options: Mapping[str, int]) -> None:
-    with contextlib.suppress(OSError):  # closed meanwhile
+    # Closed meanwhile: asyncio raises the first, uvloop the second.
+    with contextlib.suppress(OSError, ValueError):
         for option, value in options.items():
             if hasattr(socket, option):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

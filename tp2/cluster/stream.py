@@ -27,6 +27,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ import aiohttp
 
 from tp2.backoff import Backoff
 from tp2.cluster.builder import CatalogBuilder
-from tp2.cluster.failure import ApiError, Failure, NotKubernetes, explain
+from tp2.cluster.failure import ApiError, Failure, NotKubernetes, explain, slow_login
 from tp2.cluster.lines import LineSplitter, LineTooLong
 from tp2.cluster.session import Session, probe
 from tp2.errors import ClusterError
@@ -45,6 +46,9 @@ logger = logging.getLogger(__name__)
 
 LINE_LIMIT = 16 * 1024 * 1024
 """Longest line of a watch, in bytes: ten times what etcd stores by default."""
+
+SLOW_LOGIN = 1.5
+"""Seconds after which a login that is still under way is reported."""
 
 _VERSION_SURVIVES = (401, 403, 429, 503)
 _EXPECTED = (ApiError, ClusterError, NotKubernetes, LineTooLong, OSError, aiohttp.ClientError)
@@ -92,7 +96,7 @@ class Stream:
 
     ``listed`` is set by the first complete list, or when an optional resource turns out not to be available;
     ``failure`` is why the last attempt failed, None once the server answers again; ``lost`` says that the failure
-    outlived the first retry, which is immediate.
+    outlived the first retry, which is immediate; ``heard`` is the Unix time of the server's last word.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class Stream:
         self.listed = asyncio.Event()
         self.failure: ClusterError | None = None
         self.lost = False
+        self.heard = 0.0
         self._session = session
         self._builder = builder
         self._resource = resource
@@ -209,6 +214,7 @@ class Stream:
             self._watching = response
             try:
                 async for chunk in response.content.iter_any():
+                    self.heard = time.time()
                     for line in splitter.feed(chunk):
                         self._take(line)
                     self._changed()
@@ -244,22 +250,31 @@ class Stream:
         return failure
 
     async def _log_in_again(self, login: int) -> None:
+        renewing = asyncio.create_task(self._session.renew(login))
         try:
-            await self._session.renew(login)
+            await asyncio.wait([renewing], timeout=SLOW_LOGIN)
+            if not renewing.done():
+                self._report(slow_login(self._session.access))
+            await renewing
         except ClusterError as error:
             self._report(error)
+        finally:
+            renewing.cancel()
 
     def _report(self, error: ClusterError) -> None:
         # Most breaks are over with the first retry, which is immediate: nobody needs to hear of those.
         if self.failure is not None and not self.lost:
-            logger.warning("lost sight of %s: %s (trying again)", self._resource.plural, error)
+            # Whoever waits for the start is told by its outcome.
+            level = logging.WARNING if self.listed.is_set() else logging.DEBUG
+            logger.log(level, "lost sight of %s: %s (trying again)", self._resource.plural, error)
             self.lost = True
         self.failure = error
 
     def _is_up(self) -> None:
-        if self.lost:
+        if self.lost and self.listed.is_set():
             logger.info("following %s again", self._resource.plural)
         self.failure, self.lost = None, False
+        self.heard = time.time()
         self._backoff.succeeded(asyncio.get_running_loop().time())
 
     def _timeout(self, *, total: float | None = None, sock_read: float | None = None) -> aiohttp.ClientTimeout:

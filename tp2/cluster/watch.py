@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import TypedDict
 
 from tp2.cluster.builder import ENDPOINT_SLICE, NAMESPACE, SERVICE, CatalogBuilder
 from tp2.cluster.catalog import Catalog
+from tp2.cluster.failure import MayNotList, slow_login
 from tp2.cluster.kubeconfig import Access
 from tp2.cluster.session import Session
 from tp2.cluster.stream import Pace, Resource, Stream
@@ -30,11 +32,14 @@ NAMESPACES = Resource(NAMESPACE, "/api/v1", "namespaces", optional=True)
 
 class ClusterStatus(TypedDict):
     """The ``cluster`` part of ``tp2 status``. ``synced`` is false from the start until everything is listed, and
-    while a stream has lost the server for longer than one immediate retry; ``last_error`` is why."""
+    while a stream has lost the server for longer than one immediate retry; ``last_error`` is why. ``scope`` has the
+    namespaces that are followed, empty for all. What is answered is true as of ``as_of``, a Unix time."""
 
     context: str
     server: str
     synced: bool
+    as_of: float | None
+    scope: list[str]
     services: int
     namespaces: int
     last_error: str | None
@@ -43,7 +48,8 @@ class ClusterStatus(TypedDict):
 class Cluster:
     """What a Kubernetes cluster has, followed.
 
-    :param namespaces: the namespaces to follow; empty for all of them (which needs the right to list cluster-wide).
+    :param namespaces: the namespaces to follow; empty for all of them, or, for somebody who may not list over the
+        whole cluster, for the context's.
     :param on_change: called with every new catalog, from the event loop; it must not block.
     """
 
@@ -60,16 +66,9 @@ class Cluster:
         self._on_change = on_change
         self._session = Session(access)
         self._builder = CatalogBuilder()
-        scopes: list[str | None] = list(dict.fromkeys(namespaces)) or [None]
-        self._streams = [
-            Stream(self._session, self._builder, resource, scope, self._changed, pace or Pace())
-            for resource, scope in (
-                *((SERVICES, scope) for scope in scopes),
-                *((ENDPOINT_SLICES, scope) for scope in scopes),
-                # Namespaces belong to no namespace: whoever may read only some is often forbidden to list them.
-                (NAMESPACES, None),
-            )
-        ]
+        self._pace = pace or Pace()
+        self._scopes: list[str | None] = list(dict.fromkeys(namespaces)) or [None]
+        self._streams = self._make_streams()
         self._following: asyncio.Task[None] | None = None
         self._synced = False
         self._publishing: asyncio.Handle | None = None
@@ -83,8 +82,7 @@ class Cluster:
         try:
             async with asyncio.timeout(timeout):
                 await self._session.open()
-                self._following = asyncio.create_task(self._follow(), name="tp2-cluster")
-                await self._all_listed(self._following)
+                await self._list_all()
             self._synced = True
             self._publish()
         except TimeoutError:
@@ -118,18 +116,70 @@ class Cluster:
         """
         await self._session.open()
 
+    @property
+    def session(self) -> Session:
+        """The login that everything here shares, for others who ask this cluster something."""
+        return self._session
+
+    @property
+    def scope(self) -> list[str]:
+        """The namespaces that are followed; empty for all of them."""
+        return [scope for scope in self._scopes if scope is not None]
+
     def status(self) -> ClusterStatus:
         """How it is, for ``tp2 status``."""
         lost = next((stream.failure for stream in self._streams if stream.lost), None)
+        heard = min((stream.heard for stream in self._streams if stream.lost), default=time.time())
         running = self._following is not None and not self._following.done()
         return {
             "context": self._access.context,
             "server": self._access.server,
             "synced": self._synced and running and lost is None,
+            "as_of": heard if self._synced and heard else None,
+            "scope": self.scope,
             "services": len(self.catalog.services),
             "namespaces": len(self.catalog.namespaces),
             "last_error": str(lost) if lost else None,
         }
+
+    def _make_streams(self) -> list[Stream]:
+        return [
+            Stream(self._session, self._builder, resource, scope, self._changed, self._pace)
+            for resource, scope in (
+                *((SERVICES, scope) for scope in self._scopes),
+                *((ENDPOINT_SLICES, scope) for scope in self._scopes),
+                # Namespaces belong to no namespace: whoever may read only some is often forbidden to list them.
+                (NAMESPACES, None),
+            )
+        ]
+
+    async def _list_all(self) -> None:
+        """List everything that may be listed: over the whole cluster, or else in the context's namespace."""
+        try:
+            await self._list_scopes()
+        except MayNotList as forbidden:
+            if self._scopes != [None]:
+                raise
+            self._scopes, self._builder = [self._access.namespace], CatalogBuilder()
+            self._streams = self._make_streams()
+            try:
+                await self._list_scopes()
+            except MayNotList:
+                # What is missing over the whole cluster is what most people would ask for.
+                raise forbidden from None
+            logger.warning(
+                "only the namespace %r is known: %s. Name others with --namespace, or %s",
+                self._access.namespace,
+                forbidden.why,
+                "ask for the right to list and watch services and endpointslices in all namespaces",
+            )
+
+    async def _list_scopes(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+        self._following = asyncio.create_task(self._follow(), name="tp2-cluster")
+        await self._all_listed(self._following)
 
     async def _follow(self) -> None:
         try:
@@ -154,11 +204,8 @@ class Cluster:
     def _too_slow(self, timeout: float) -> ClusterError:
         context, within = self._access.context, f"within {timeout:g} s"
         if not self._session.login:
-            return ClusterError(
-                f"the credentials of context {context!r} did not come {within}",
-                "the credential plugin of the kubeconfig is still running",
-                f"see what `kubectl --context {context} get services` waits for: it may ask for a login",
-            )
+            slow = slow_login(self._access)
+            return ClusterError(f"the credentials of context {context!r} did not come {within}", slow.why, slow.remedy)
         failure = next((stream.failure for stream in self._streams if stream.failure), None)
         if failure is not None:
             return ClusterError(failure.what, f"{failure.why} (no better {within})", failure.remedy)

@@ -6,7 +6,7 @@ A request passes these gates in order; the first that applies decides.
 2. another opcode than QUERY                 forwarded, unless it is about the cluster
 3. a zone transfer; the cluster's name in    refused
    another class than IN
-4. the cluster's name, but not listed yet    SERVFAIL, "not ready"
+4. the cluster's name, but not listed yet    waited for if another cluster is being turned to; SERVFAIL, "not ready"
 5. the zone knows it                         its destinations are captured, then the answer leaves (law 1); a CNAME
                                              out of the cluster is followed first (EDNS of an unknown version:
                                              BADVERS)
@@ -20,6 +20,7 @@ with it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -29,8 +30,9 @@ from typing import Any, Concatenate, ParamSpec, Protocol
 
 from tp2.cluster.catalog import Catalog
 from tp2.dns.cache import AnswerCache, leases
-from tp2.dns.chain import BadReply, read_chain
+from tp2.dns.chain import BadReply, code_to_explain, read_chain
 from tp2.dns.message import (
+    LARGEST_UDP_SIZE,
     MAX_SIZE,
     OPCODE_QUERY,
     BadQuery,
@@ -47,7 +49,7 @@ from tp2.dns.names import BadName
 from tp2.dns.records import CLASS_IN, Type
 from tp2.dns.servers import server_text
 from tp2.dns.upstream import Reply, Upstream, UpstreamError
-from tp2.dns.zone import Answer, ZoneConfig, is_cluster_name, resolve, resolve_expanded
+from tp2.dns.zone import Answer, ZoneConfig, could_be_short, is_cluster_name, resolve, resolve_expanded
 from tp2.errors import Tp2Error
 from tp2.types import Wanted
 
@@ -60,6 +62,13 @@ Deferred = Callable[[], Coroutine[Any, Any, bytes]]
 # How many queries may wait at a time for an upstream, and for a capture. Each costs a few kilobytes.
 _MOST_WAITING = 1000
 _MOST_REPORTS = 100
+
+TURN_TIMEOUT = 3.0
+"""Seconds for which a question waits while another cluster is turned to: resolvers ask again after five
+(resolv.conf(5))."""
+
+# What a nameserver says of a name that it has nothing of. Many that know the local network only refuse all others.
+_NOT_THERE = frozenset((Rcode.NXDOMAIN, Rcode.REFUSED))
 
 
 class Capture(Protocol):
@@ -99,7 +108,7 @@ class _Exchange:
     @property
     def limit(self) -> int:
         """The most octets that the reply may have."""
-        return MAX_SIZE if self.tcp else self.query.udp_size
+        return MAX_SIZE if self.tcp else min(self.query.udp_size, LARGEST_UDP_SIZE)
 
     def log(self, who: str, why: str) -> None:
         """The line per query of ``--verbose``."""
@@ -129,7 +138,11 @@ class Responder:
         self._config = config
         self._capturing = 0
         self._forwarding = 0
+        self._turning = 0
         self._reported: set[str] = set()
+        self._former: Catalog | None = None
+        self._turned = asyncio.Event()
+        self._turning_until = 0.0
         self._cache = AnswerCache(catalog, capture.renew, time.monotonic)
         self.counters = Counters()
 
@@ -137,6 +150,18 @@ class Responder:
         """Look names up like this from now on."""
         self._config = config
         self._cache.clear()
+
+    def turn(self, former: Catalog) -> None:
+        """Another cluster is being turned to. Until :meth:`turned`, for :data:`TURN_TIMEOUT` at the most, questions for
+        what *former* knows wait for what the other one knows of it."""
+        self._former = former
+        self._turned.clear()
+        self._turning_until = time.monotonic() + TURN_TIMEOUT
+
+    def turned(self) -> None:
+        """The other cluster is there."""
+        self._former = None
+        self._turned.set()
 
     def respond(self, data: bytes, *, tcp: bool) -> bytes | Deferred:
         """The reply to *data*, empty if there must be none; or what to call and await for it. Neither raises."""
@@ -169,15 +194,39 @@ class Responder:
             if is_cluster_name(query.name, self._config):
                 return self._refuse(exchange, "the cluster's names are of class IN")
             return self._forward(exchange)
-        if not self._synced() and is_cluster_name(query.name, self._config):
-            return self._fail(exchange, ExtendedError(Ede.NOT_READY, self._why_unsynced()))
+        if not self._synced():
+            if self._is_waited_for(query):
+                return partial(self._guard, exchange, self._when_turned)
+            if is_cluster_name(query.name, self._config):
+                return self._fail(exchange, ExtendedError(Ede.NOT_READY, self._why_unsynced()))
         catalog = self._catalog()
         answer = resolve(query.name, query.type, catalog, self._config)
         if answer is None:
             return self._forward(exchange)
         if query.edns_version:
-            return build_reply(query, Rcode.BADVERS, limit=exchange.limit)
+            return self._refuse(exchange, f"EDNS version {query.edns_version} is not known here", Rcode.BADVERS)
         return self._lead_to(exchange, answer, catalog)
+
+    def _is_waited_for(self, query: Query) -> bool:
+        if self._former is None or time.monotonic() >= self._turning_until or self._turning >= _MOST_WAITING:
+            return False
+        return (
+            is_cluster_name(query.name, self._config)
+            or resolve(query.name, query.type, self._former, self._config) is not None
+        )
+
+    async def _when_turned(self, exchange: _Exchange) -> bytes:
+        self._turning += 1
+        try:
+            async with asyncio.timeout(self._turning_until - time.monotonic()):
+                await self._turned.wait()
+        except TimeoutError:
+            if not self._synced():
+                return self._fail(exchange, ExtendedError(Ede.NOT_READY, self._why_unsynced()))
+        finally:
+            self._turning -= 1
+        outcome = self._decide(exchange)
+        return outcome if isinstance(outcome, bytes) else await outcome()
 
     def _lead_to(self, exchange: _Exchange, answer: Answer, catalog: Catalog) -> bytes | Deferred:
         """Reply with *answer* once everything that it names can be reached."""
@@ -191,15 +240,18 @@ class Responder:
     def _answer(self, exchange: _Exchange, answer: Answer, wanted: tuple[Wanted, ...], catalog: Catalog) -> bytes:
         if answer.rcode == Rcode.SERVFAIL:
             return self._fail(exchange, ExtendedError(Ede.OTHER, answer.reason))
-        reply = build_reply(
-            exchange.query,
-            answer.rcode,
-            answers=answer.answers,
-            authority=answer.authority,
-            additional=answer.additional,
-            authoritative=True,
-            limit=exchange.limit,
-        )
+        try:
+            reply = build_reply(
+                exchange.query,
+                answer.rcode,
+                answers=answer.answers,
+                authority=answer.authority,
+                additional=answer.additional,
+                authoritative=True,
+                limit=exchange.limit,
+            )
+        except BadName as error:
+            return self._fail(exchange, ExtendedError(Ede.OTHER, f"{answer.reason}: {error}"))
         self.counters.cluster_answers += 1
         # A client that sends options, such as a cookie (RFC 7873), rarely sends the same ones again. Answers from the
         # cache are not logged.
@@ -228,14 +280,18 @@ class Responder:
         query = exchange.query
         try:
             message = build_query(query.id, target, query.type, like=query)
-            chain = read_chain((await self._exchange(message, tcp=False)).message)
+            reply = await self._exchange(message, tcp=False)
+            chain = read_chain(reply.message)
             if chain.truncated:
-                chain = read_chain((await self._exchange(message, tcp=True)).message)
+                reply = await self._exchange(message, tcp=True)
+                chain = read_chain(reply.message)
+            if reply.failures:
+                raise UpstreamError(Ede.NO_REACHABLE_AUTHORITY, reply.failures)
         except UpstreamError as error:
             return self._fail(exchange, ExtendedError(error.code, f"{target}: {error.words}"))
         except (BadName, BadReply) as error:
             return self._fail(exchange, ExtendedError(Ede.OTHER, f"{target}: {error}"))
-        reply = build_reply(
+        whole = build_reply(
             query,
             chain.rcode,
             answers=(*answer.answers, *chain.answers),
@@ -245,7 +301,7 @@ class Responder:
         )
         self.counters.cluster_answers += 1
         exchange.log("cluster and upstream", answer.reason)
-        return reply
+        return whole
 
     def _forward(self, exchange: _Exchange) -> Deferred:
         return partial(self._guard, exchange, self._pass_on)
@@ -255,17 +311,32 @@ class Responder:
             reply = await self._exchange(exchange.data, tcp=exchange.tcp)
         except UpstreamError as error:
             return self._fail(exchange, ExtendedError(error.code, error.words))
-        if reply.message[3] & 15 == Rcode.NXDOMAIN and exchange.query.klass == CLASS_IN:
+        query, rcode = exchange.query, reply.message[3] & 15
+        if rcode in _NOT_THERE and query.klass == CLASS_IN and query.opcode == OPCODE_QUERY:
             catalog = self._catalog()
-            answer = resolve_expanded(exchange.query.name, exchange.query.type, catalog, self._config)
+            answer = resolve_expanded(query.name, query.type, catalog, self._config)
             if answer is not None:
                 outcome = self._lead_to(replace(exchange, expanded=True), answer, catalog)
                 return outcome if isinstance(outcome, bytes) else await outcome()
+            if not self._synced() and could_be_short(query.name, self._config):
+                # That it does not exist would be remembered for as long as upstream's SOA says.
+                return self._fail(exchange, ExtendedError(Ede.NOT_READY, self._why_unsynced()))
+        if reply.failures:
+            return self._pass_failure_on(exchange, reply)
         self.counters.forwarded += 1
         exchange.log(f"upstream {server_text(reply.server)}", "not a name of the cluster")
         if len(reply.message) > exchange.limit:
             return truncate(exchange.query, reply.message)
         return reply.message
+
+    def _pass_failure_on(self, exchange: _Exchange, reply: Reply) -> bytes:
+        """What the upstream says, and why, unless it says so itself."""
+        query, code = exchange.query, code_to_explain(reply.message)
+        if query.edns_version is None or query.opcode != OPCODE_QUERY or code is None:
+            self.counters.failures += 1
+            exchange.log("failed", reply.failures)
+            return reply.message if len(reply.message) <= exchange.limit else truncate(query, reply.message)
+        return self._fail(exchange, ExtendedError(code, reply.failures), Rcode(reply.message[3] & 15))
 
     async def _exchange(self, message: bytes, *, tcp: bool) -> Reply:
         if self._forwarding >= _MOST_WAITING:
@@ -294,10 +365,10 @@ class Responder:
         error = ExtendedError(Ede.NOT_SUPPORTED, why)
         return build_reply(exchange.query, rcode, error=error, limit=exchange.limit)
 
-    def _fail(self, exchange: _Exchange, error: ExtendedError) -> bytes:
+    def _fail(self, exchange: _Exchange, error: ExtendedError, rcode: Rcode = Rcode.SERVFAIL) -> bytes:
         self.counters.failures += 1
         exchange.log("failed", error.text)
-        return build_reply(exchange.query, Rcode.SERVFAIL, error=error, limit=exchange.limit)
+        return build_reply(exchange.query, rcode, error=error, limit=exchange.limit)
 
     def _unforeseen(self, data: bytes, tcp: bool, error: Exception) -> bytes:
         exchange = _Exchange(parse_query(data), data, tcp, time.perf_counter())

@@ -68,7 +68,6 @@ class DnsServer:
         self._tasks: set[asyncio.Task[None]] = set()
         # The one that has been silent for longest is first.
         self._connections: dict[_Connection, None] = {}
-        self.port = 0
         self._closing = False
         self._datagrams: list[Datagrams] = []
         self._servers: list[asyncio.Server] = []
@@ -86,6 +85,14 @@ class DnsServer:
         """Look names up like this from now on: the search list or the context has changed."""
         self._responder.set_config(config)
 
+    def turn(self, former: Catalog) -> None:
+        """See :meth:`tp2.dns.responder.Responder.turn`."""
+        self._responder.turn(former)
+
+    def turned(self) -> None:
+        """See :meth:`tp2.dns.responder.Responder.turned`."""
+        self._responder.turned()
+
     async def start(self, addresses: Sequence[str] = ("127.0.0.1",), port: int = 0) -> int:
         """Listen on all *addresses*, over both transports.
 
@@ -98,7 +105,6 @@ class DnsServer:
             self._datagrams.append(await serve_datagrams(sock, self._responder.respond, self.spawn))
         for sock in streams:
             self._servers.append(await asyncio.start_server(self._connected, sock=sock))
-        self.port = port
         self.port = port
         return port
 

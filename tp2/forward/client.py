@@ -128,9 +128,17 @@ class HelperForwarder:
         """See :class:`tp2.forward.rules.Rules`."""
         await self._do(protocol.Containers(tuple(inlets)))
 
+    async def steer_dns(self, domains: Sequence[str], search: Sequence[str], port: int) -> None:
+        """See :class:`tp2.forward.rules.Rules`."""
+        await self._do(protocol.SteerDns(tuple(domains), tuple(search), port))
+
     async def exempt(self, sock: socket.socket) -> None:
         """See :class:`tp2.forward.rules.Rules`."""
         await self._do(protocol.Exempt(), sock)
+
+    async def end_orphans(self) -> None:
+        """See :class:`tp2.forward.rules.Rules`."""
+        await self._do(protocol.EndOrphans())
 
     async def refused(self) -> dict[Destination, int]:
         """See :class:`tp2.forward.rules.Rules`."""

@@ -33,6 +33,7 @@ from typing import Final, NoReturn
 from tp2.errors import AlreadyRunning, ForwarderError, PrivilegeError
 from tp2.forward import nftables_needs
 from tp2.forward.libnftables import Session
+from tp2.forward.orphans import end_orphans
 from tp2.forward.rules import Inlet, loopback
 from tp2.forward.stopgap import DEVICE, Stopgap
 from tp2.types import Destination, Redirect
@@ -93,7 +94,7 @@ add rule {_TABLE} prerouting ip6 daddr . tcp dport @captured6 redirect to :iifna
 add rule {_TABLE} prerouting jump cluster_in
 
 add chain {_TABLE} local_out {{ type filter hook output priority -10; policy accept; }}
-add rule {_TABLE} local_out oifname "{DEVICE}" reject with icmpx no-route
+add rule {_TABLE} local_out oifname "{DEVICE}" ct status ! dnat reject with icmpx no-route
 add rule {_TABLE} local_out meta mark {MARK:#x} return
 add rule {_TABLE} local_out jump refuse
 
@@ -107,6 +108,21 @@ add rule {_TABLE} input ct status dnat return
 add rule {_TABLE} input iif != lo ip daddr 127.0.0.0/8 drop
 add rule {_TABLE} input iifname . meta l4proto . th dport @inlet_ports drop
 add rule {_TABLE} input iif != lo meta l4proto . th dport @closed fib daddr . iif type != local drop
+
+add chain {_TABLE} looped {{ type filter hook prerouting priority -310; policy accept; }}
+add rule {_TABLE} looped iif != lo return
+add rule {_TABLE} looped ct direction != reply return
+add rule {_TABLE} looped meta l4proto != {{ tcp, udp }} return
+add rule {_TABLE} looped fib saddr type local return
+add rule {_TABLE} looped ip saddr set 127.0.0.1
+add rule {_TABLE} looped ip6 saddr set ::1
+
+add chain {_TABLE} restored {{ type filter hook prerouting priority -290; policy accept; }}
+add rule {_TABLE} restored iif != lo return
+add rule {_TABLE} restored ct direction != reply return
+add rule {_TABLE} restored meta l4proto != {{ tcp, udp }} return
+add rule {_TABLE} restored ip saddr 127.0.0.1 ip saddr set ct original ip daddr
+add rule {_TABLE} restored ip6 saddr ::1 ip6 saddr set ct original ip6 daddr
 """
 
 _REFUSE: Final = f"""\
@@ -246,6 +262,12 @@ class Nftables:
         self._commit(commands)
         self._inlets = list(inlets)
 
+    def steer_dns(self, domains: Sequence[str], search: Sequence[str], port: int) -> None:
+        """See :meth:`tp2.forward.rules.Rules.steer_dns`; Linux has no such thing that every machine has."""
+        raise ForwarderError(
+            "cannot steer DNS by domain", "Linux has no /etc/resolver", "capture the nameservers instead"
+        )
+
     def exempt(self, sock: socket.socket) -> None:
         """See :meth:`tp2.forward.rules.Rules.exempt`; sets SO_MARK (socket(7))."""
         try:
@@ -268,6 +290,18 @@ class Nftables:
         if found:
             self._commit([f"flush set {_TABLE} refused4", f"flush set {_TABLE} refused6"])
         return found
+
+    def end_orphans(self) -> None:
+        """See :meth:`tp2.forward.rules.Rules.end_orphans`."""
+        try:
+            end_orphans(self._is_captured)
+        except OSError as error:
+            raise ForwarderError(
+                "cannot end connections whose address is gone", f"sock_diag: {error.strerror}", "they end by themselves"
+            ) from error
+
+    def _is_captured(self, destination: Destination) -> bool:
+        return destination in self._redirects or destination.address in self._cluster
 
     def close(self) -> None:
         """See :meth:`tp2.forward.rules.Rules.close`; the kernel removes the table with the socket."""

@@ -5,8 +5,8 @@ only IPv4 leads out. So while the kernel has no other route for a captured addre
 own. It is a TUN device that nobody keeps: the kernel removes it, and every route into it, when the descriptor that
 made it closes, SIGKILL included. The device is made when the first address needs it. It has no address, so that no
 program takes it for a network: to IPv4 the routes name 127.0.0.1 as their source, and for IPv6 the kernel takes ::1
-where the machine has nothing better. Nothing ever leaves by it: TCP is redirected before, and everything else is
-refused with "no route", as it would have been (:mod:`tp2.forward.nftables`).
+where the machine has nothing better. Nothing ever leaves by it: what is redirected takes another way, and everything
+else is refused at once, as it would have been without a route (:mod:`tp2.forward.nftables`).
 
 A host route is more specific than what a VPN or a network manager may add later. So the kernel's own notifications
 are followed, and a stopgap goes as soon as there is another way.

@@ -6,8 +6,10 @@
                             192.0.2.53 dnsmasq                    :6443 Kubernetes API, :2222 sshd
                             203.0.113.80 a web site               10.96.0.0/16 services, 10.244.0.0/16 pods
 
-The internet has no way to the cluster's services and pods, as it is in life: it refuses packets to them. All addresses
-are of the ranges for documentation (RFC 5737) or private, and exist in these namespaces only.
+The sshd on the node is an endpoint of somebody's own, for ``--remote``; that of ``tp2 install`` runs in a pod, where
+only the API server's port-forward leads to it. The internet has no way to the cluster's services and pods, as it is in
+life: it refuses packets to them. All addresses are of the ranges for documentation (RFC 5737) or private, and exist in
+these namespaces only.
 """
 
 from __future__ import annotations
@@ -21,22 +23,28 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import asyncssh
 import yaml
 
+from tp2.cluster import manifest, sshd
 from tp2.errors import Tp2Error
 from tp2.sandbox.contents import OBJECTS, PROGRAMS
+from tp2.sandbox.kubeapi_resources import BY_KIND
 from tp2.sandbox.namespaces import SEARCH_PATH, Host
 from tp2.sandbox.objects import Object
+from tp2.sandbox.pod import PodFiles, pod_object
 
 NAMESERVER: Final = "192.0.2.53"
 SITE: Final = "site.example"
 SITE_ADDRESS: Final = "203.0.113.80"
 NODE: Final = "198.51.100.10"
 API_PORT: Final = 6443
+ENDPOINT_POD: Final = "tp2-endpoint-1"
+ENDPOINT_ADDRESS: Final = "10.244.9.1"
 SSH_PORT: Final = 2222
 
 #: What a sandbox is made with, and the Debian packages to have it from.
@@ -52,7 +60,7 @@ TOOLS: Final = {
 _SSHD_CONFIG: Final = """
 ListenAddress {node}:{port}
 HostKey {directory}/host_key
-AuthorizedKeysFile {directory}/identity.pub
+AuthorizedKeysFile {directory}/.ssh/id_ed25519.pub
 PidFile none
 UsePAM no
 StrictModes no
@@ -64,11 +72,20 @@ MaxStartups 200
 """
 
 
+@dataclass
+class _Pod:
+    files: PodFiles
+    address: str
+    process: subprocess.Popen[Any] | None = None
+
+
 class Sandbox:
     """Three hosts with their programs; entering builds them, leaving leaves nothing.
 
     :param objects: what the Kubernetes API starts with.
     :param programs: the servers in the cluster, as :meth:`start_programs` takes them.
+
+    ``objects`` is what the API starts with, the installed endpoint's included.
     """
 
     laptop: Host
@@ -78,8 +95,9 @@ class Sandbox:
     api: subprocess.Popen[Any]
 
     def __init__(self, objects: Iterable[Object] = OBJECTS, programs: Iterable[str] = PROGRAMS) -> None:
-        self._objects = objects
+        self.objects = [*objects, *manifest.objects(manifest.NAMESPACE, manifest.IMAGE, ())]
         self._programs = programs
+        self._pods: dict[str, _Pod] = {}
 
     def __enter__(self) -> Sandbox:
         """:raises Tp2Error: a tool is missing, or the machine does not allow namespaces."""
@@ -99,7 +117,8 @@ class Sandbox:
                 ) from error
             self._make_keys()
             self._start_internet()
-            self.start_api(self._objects)
+            self.objects.append(self.start_endpoint(ENDPOINT_POD))
+            self.api = self.start_api(self.objects)
             self.start_sshd()
             self.start_programs(*self._programs)
             self._stack = stack.pop_all()
@@ -116,7 +135,7 @@ class Sandbox:
     @property
     def identity(self) -> Path:
         """The SSH private key that the endpoint lets in."""
-        return self.directory / "identity"
+        return self.directory / ".ssh" / "id_ed25519"
 
     @property
     def host_key(self) -> Path:
@@ -140,10 +159,13 @@ class Sandbox:
             "HOME": str(self.directory),
         }
 
-    def up_command(self, *options: str) -> list[str]:
-        """Return the command that brings tp2 up here, with more *options*."""
+    def up_command(self, *options: str, installed: bool = False) -> list[str]:
+        """Return the command that brings tp2 up here, with more *options*.
+
+        :param installed: whether to use the endpoint that is installed in the cluster, for which nothing need be said.
+        """
         endpoint = ["--remote", self.remote, "--identity", str(self.identity), "--host-key", str(self.host_key)]
-        return tp2_command("up", "--mode", "portmap", "--kubeconfig", str(self.kubeconfig), *endpoint, *options)
+        return tp2_command("up", "--mode", "portmap", *([] if installed else endpoint), *options)
 
     def request(self, method: str, path: str, body: Object | None = None) -> Object:
         """Ask the sandbox's Kubernetes API something as its administrator; return the answer."""
@@ -168,8 +190,10 @@ class Sandbox:
         for item in objects:
             self.request("DELETE", f"{_collection(item)}/{item['metadata']['name']}")
 
-    def start_api(self, objects: Iterable[Object] = (), name: str = "api", port: int = API_PORT) -> None:
-        """Start a Kubernetes API and return when it answers.
+    def start_api(
+        self, objects: Iterable[Object] = (), name: str = "api", port: int = API_PORT
+    ) -> subprocess.Popen[Any]:
+        """Start a Kubernetes API and return it when it answers.
 
         :param objects: what it starts with.
         :param name: of the directory for its keys and its kubeconfig; the same name has the same keys.
@@ -177,7 +201,13 @@ class Sandbox:
         file = self.directory / f"{name}.json"
         file.write_text(json.dumps(list(objects)))
         files = ["--dir", str(self.directory / name), "--objects", str(file)]
-        self.api = self._python(self.cluster, "tp2.sandbox.kubeapi", "--listen", f"{NODE}:{port}", *files)
+        return self._python(self.cluster, "tp2.sandbox.kubeapi", "--listen", f"{NODE}:{port}", *files)
+
+    def restart_api(self) -> None:
+        """Kill the cluster's API and start it again, with a history of its own."""
+        self.api.kill()
+        self.api.wait()
+        self.api = self.start_api(self.objects)
 
     def start_sshd(self) -> None:
         """Start the SSH endpoint and return when it listens."""
@@ -197,6 +227,28 @@ class Sandbox:
         """Kill the SSH endpoint, its sessions included."""
         self.cluster.kill(*self.cluster.family(self.sshd.pid))
         self.sshd.wait()
+
+    def start_endpoint(self, name: str, address: str = ENDPOINT_ADDRESS) -> Object:
+        """Start the pod of an installed endpoint, or start its containers again; return its object, for
+        :meth:`create`, when it takes connections."""
+        pod = self._pods.get(name) or _Pod(PodFiles(self.directory / name, address, sshd.PORT), address)
+        self._pods[name] = pod
+        address = pod.address
+        shutil.copyfile(self.identity.with_suffix(".pub"), pod.files.authorized_keys)
+        self.cluster.run("ip", "addr", "replace", f"{address}/32", "dev", "lo")
+        log = self.cluster.run(*pod.files.command("initContainers"))
+        with (self.directory / name / "log").open("ab") as stderr:
+            command = pod.files.command("containers")
+            pod.process = self.cluster.start(*command, stdin=subprocess.DEVNULL, stderr=stderr)
+        self.cluster.wait_listening(address, sshd.PORT)
+        return pod_object(name, address, log)
+
+    def stop_endpoint(self, name: str) -> None:
+        """Kill the containers of an installed endpoint's pod with all their connections."""
+        process = self._pods[name].process
+        assert process is not None
+        self.cluster.kill(*self.cluster.family(process.pid))
+        process.wait()
 
     def start_programs(self, *specifications: str) -> subprocess.Popen[Any]:
         """Start servers in the cluster, on addresses that become the cluster's; return when they listen."""
@@ -222,9 +274,12 @@ class Sandbox:
         )
 
     def _make_keys(self) -> None:
-        for name in ("identity", "host_key"):
+        """Make the person's key, the endpoint's, and the place where kubectl and tp2 look for a kubeconfig."""
+        (self.directory / ".kube").mkdir(mode=0o700)
+        (self.directory / ".kube" / "config").symlink_to(self.kubeconfig)
+        self.identity.parent.mkdir(mode=0o700)
+        for name, path in (("identity", self.identity), ("host_key", self.directory / "host_key")):
             key = asyncssh.generate_private_key("ssh-ed25519", comment=f"tp2 sandbox {name}")
-            path = self.directory / name
             path.touch(mode=0o600)
             key.write_private_key(path)
             key.write_public_key(path.with_suffix(".pub"))
@@ -267,7 +322,7 @@ def tp2_command(*arguments: str) -> list[str]:
 
 def _collection(item: Object) -> str:
     group = "/api/v1" if item["apiVersion"] == "v1" else f"/apis/{item['apiVersion']}"
-    plural = {"Service": "services", "EndpointSlice": "endpointslices", "Namespace": "namespaces"}[item["kind"]]
+    plural = BY_KIND[item["kind"]].plural
     where = item["metadata"].get("namespace")
     return f"{group}/namespaces/{where}/{plural}" if where else f"{group}/{plural}"
 

@@ -7,7 +7,8 @@ answers as recordings of Kubernetes 1.36 do where a client can tell the differen
     python -m tp2.sandbox.kubeapi --listen ADDRESS:PORT --dir DIR [--objects FILE.json]...
 
 It keeps its CA and token in DIR, so a kubeconfig stays valid when it is started again. It writes ``DIR/kubeconfig``
-once it listens, and then prints ``ready``. SIGTERM and SIGINT end it. Its objects are those of the files at every
+once it listens, and then prints ``ready``. SIGHUP makes it take the token that is in DIR then, and no other: the
+credentials that were good before have expired. SIGTERM and SIGINT end it. Its objects are those of the files at every
 start: what was changed through the API is forgotten, and versions begin higher than they ended, as after a restart
 of a real API server, whose watch cache starts empty.
 """
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         for path in options.objects:
             store.load(json.loads(path.read_text(encoding="utf-8")))
         api = open_api(store, options.dir, host.strip("[]"), int(port))
-        asyncio.run(_serve(api, options.dir / "kubeconfig", options.namespace))
+        asyncio.run(_serve(api, options.dir, options.namespace))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, StatusError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
@@ -69,15 +70,21 @@ def open_api(store: Store, directory: Path, host: str, port: int) -> KubeApi:
     return KubeApi(store, authority, token, host=host, port=port)
 
 
-async def _serve(api: KubeApi, kubeconfig: Path, namespace: str) -> None:
+async def _serve(api: KubeApi, directory: Path, namespace: str) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+
+    def expire() -> None:
+        api.token = (directory / "token").read_text(encoding="ascii")
+        api.end_watches()
+
+    loop.add_signal_handler(signal.SIGHUP, expire)
     await api.start()
     try:
         # JSON is YAML, and needs no library to write.
-        write_private(kubeconfig, json.dumps(api.kubeconfig(namespace), indent=2).encode())
+        write_private(directory / "kubeconfig", json.dumps(api.kubeconfig(namespace), indent=2).encode())
         print("ready", flush=True)
         await stopped.wait()
     finally:

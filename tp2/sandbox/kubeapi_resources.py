@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 Object = dict[str, Any]
 
 
+LOG = "sandbox.tp2/log"
+"""The annotation of a pod with what its containers have printed, where nobody else says so."""
+
+
 class Resource(NamedTuple):
     """A resource as the API's paths and messages have it; ``group`` is empty for core/v1."""
 

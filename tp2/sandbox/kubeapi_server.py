@@ -19,7 +19,7 @@ import yaml
 from aiohttp import web
 
 from tp2.sandbox.kubeapi_portforward import PortForwards
-from tp2.sandbox.kubeapi_resources import PODS, Object, Resource, StatusError, Target, target_of
+from tp2.sandbox.kubeapi_resources import LOG, PODS, Object, Resource, StatusError, Target, target_of
 from tp2.sandbox.kubeapi_rights import Rights
 from tp2.sandbox.kubeapi_selectors import Selector, read_selector
 from tp2.sandbox.kubeapi_store import Store
@@ -49,7 +49,8 @@ class KubeApi:
     :param port: 0 for any that is free; the one it got is kept.
     :param certificate: the server's, if it should not be issued by *authority* for *host*.
 
-    ``logs`` is what the pods say, by namespace and name; ``port_forwards`` are those into them.
+    ``logs`` is what the pods say, by namespace and name, unless an annotation of theirs does; ``port_forwards`` are
+    those into them.
     """
 
     def __init__(
@@ -247,8 +248,9 @@ class KubeApi:
         match request.method, target.resource.plural, target.subresource:
             case "GET", "pods", "log":
                 self._rights.check(target, "get")
-                self.store.get(PODS, target.namespace or "", target.name)
-                return web.Response(text=self.logs.get((target.namespace or "", target.name), ""))
+                pod = self.store.get(PODS, target.namespace or "", target.name)
+                said = (pod["metadata"].get("annotations") or {}).get(LOG, "")
+                return web.Response(text=self.logs.get((target.namespace or "", target.name), said))
             case _, "pods", "portforward":
                 return await self.port_forwards.serve(request, target)
         raise _not_allowed()

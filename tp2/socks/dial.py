@@ -7,7 +7,6 @@ may lead to another server each time; it then says which keys that server may pr
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,11 +52,13 @@ class Way:
     :param host_keys: the keys that the server there may present, as OpenSSH lines; empty if whoever opened the way
         does not know, and those that the tunnel was given hold.
     :param vouched_for_by: who says so, for messages.
+    :param through: what it leads through, in words, where it is not the endpoint's own address.
     """
 
     stream: Stream
     host_keys: tuple[str, ...] = ()
     vouched_for_by: str = ""
+    through: str = ""
 
 
 async def direct(host: str, port: int) -> Way:
@@ -124,14 +125,3 @@ async def _dial_address(sock: socket.socket, address: tuple[Any, ...]) -> socket
         sock.close()
         raise
     return sock
-
-
-def has_address(address: str) -> bool:
-    """Whether *address* still is one of this machine's: a connection from one that it lost is dead for certain."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((address, 0))
-        except OSError as error:
-            return error.errno != errno.EADDRNOTAVAIL
-    return True

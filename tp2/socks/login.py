@@ -169,7 +169,9 @@ class Access:
         except EndpointError:
             raise
         except Exception as error:  # noqa: BLE001  asyncssh passes on whatever its parsers raise on strange bytes
-            raise handshake_failed(str(self.endpoint), error, self._offered()) from None
+            raise handshake_failed(
+                str(self.endpoint), error, self._offered(), vouched_for=bool(way.host_keys)
+            ) from None
 
     def _keys(self) -> object:
         if self.identity is None:
@@ -222,7 +224,8 @@ class Access:
         shown = _describe(presented) if presented else f"one that is not valid ({error})"
         expected = " or ".join(map(_describe, host_keys))
         if way.host_keys:
-            return Unmendable(
+            # Who vouches is asked again at the next attempt, and may then name the key of a server that is new.
+            return EndpointError(
                 f"{self.endpoint} is not who it should be",
                 f"{way.vouched_for_by} says its key is {expected}, but it presents {shown}",
                 "find out who answers in its place before you go on",

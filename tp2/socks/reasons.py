@@ -98,12 +98,19 @@ def dial_failed(remote: str, error: OSError) -> EndpointError:
     return EndpointError(what, str(error), _REACH)
 
 
-def handshake_failed(remote: str, error: Exception, offered: str) -> EndpointError:
+def handshake_failed(remote: str, error: Exception, offered: str, *, vouched_for: bool = False) -> EndpointError:
     """Return why the SSH handshake or login over a TCP connection failed.
 
     :param offered: the identities that the login offered, as a phrase.
+    :param vouched_for: whether the endpoint is the one that ``tp2 install`` put into the cluster.
     """
     what = f"cannot open an SSH connection to {remote}"
+    if isinstance(error, asyncssh.PermissionDenied) and vouched_for:
+        return Unmendable(
+            what,
+            f"the endpoint does not know your key; offered: {offered}",
+            "run `tp2 install` (with the same --identity, if you use one): it adds your key and changes nothing else",
+        )
     if isinstance(error, asyncssh.PermissionDenied):
         return Unmendable(
             what,

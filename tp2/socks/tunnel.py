@@ -30,8 +30,9 @@ from typing import Literal, TypedDict
 import asyncssh
 
 from tp2.backoff import Backoff
+from tp2.environment import has_address
 from tp2.errors import EndpointError, Tp2Error
-from tp2.socks.dial import Stream, Way, direct, has_address
+from tp2.socks.dial import Stream, Way, direct
 from tp2.socks.login import (
     KEEPALIVE_INTERVAL,
     KEEPALIVE_MISSES,
@@ -71,10 +72,12 @@ State = Literal["connecting", "connected", "reconnecting", "failed", "closed"]
 
 
 class TunnelStatus(TypedDict):
-    """``since`` is the Unix time of the last change of ``state``; ``host_key`` is a SHA256 fingerprint."""
+    """``since`` is the Unix time of the last change of ``state``; ``through`` says in words what the connection leads
+    through, where that is not the endpoint's own address; ``host_key`` is a SHA256 fingerprint."""
 
     state: State
     remote: str
+    through: str | None
     since: float
     reconnects: int
     last_error: str | None
@@ -88,6 +91,7 @@ class _Link:
         self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self.connection: asyncssh.SSHClientConnection
         self.stream: Stream
+        self.through = ""
 
     def relax(self) -> None:
         """Go back to the ordinary keepalives after a probe."""
@@ -178,9 +182,7 @@ class Tunnel:
     def nudge(self) -> None:
         """The machine woke up, or its network changed: try again at once if the connection is down, and if it is up,
         find out within :data:`PROBE` whether it only seems so."""
-        self._backoff.reset()
-        self._nudged.set()
-        self._wanted.set()
+        self.retry()
         link = self._link
         if link is None or link.lost.done():
             return
@@ -193,6 +195,12 @@ class Tunnel:
         loop = asyncio.get_running_loop()
         loop.call_later(interval * (misses + 2), link.relax)
 
+    def retry(self) -> None:
+        """The endpoint has changed: try again at once if the connection is down."""
+        self._backoff.reset()
+        self._nudged.set()
+        self._wanted.set()
+
     @property
     def peer_addresses(self) -> tuple[tuple[str, int], ...]:
         """The address and port of the endpoint, as connected to now: traffic to them must be left alone."""
@@ -204,6 +212,7 @@ class Tunnel:
         return TunnelStatus(
             state=self._state,
             remote=str(self._endpoint),
+            through=(self._link.through or None) if self._link else None,
             since=self._since,
             reconnects=self._reconnects,
             last_error=self._last_error,
@@ -324,7 +333,7 @@ class Tunnel:
         except OSError as error:
             raise dial_failed(str(self._endpoint), error) from None
         try:
-            link.stream = way.stream
+            link.stream, link.through = way.stream, way.through
             link.connection = await self._access.log_in(way, link.on_lost)
         except BaseException:
             await _end(way.stream)

@@ -1,6 +1,7 @@
 """Look names up through the system's resolver, again and again, until standard input ends; print each failure.
 
-Usage: resolve.py NAME=ADDRESS... The first line says that it has begun, the last one how many lookups there were.
+Usage: resolve.py NAME=ADDRESS... A line on standard input is answered by the line "round" when all names have been
+looked up once more since.
 """
 
 import select
@@ -9,8 +10,12 @@ import sys
 
 EXPECTED = [argument.split("=") for argument in sys.argv[1:]]
 
-count = 0
-while not select.select([sys.stdin], [], [], 0)[0]:
+while True:
+    asked = ""
+    if select.select([sys.stdin], [], [], 0)[0]:
+        asked = sys.stdin.readline()
+        if not asked:
+            break
     for name, address in EXPECTED:
         try:
             found = {info[4][0] for info in socket.getaddrinfo(name, 80, socket.AF_INET, socket.SOCK_STREAM)}
@@ -19,7 +24,5 @@ while not select.select([sys.stdin], [], [], 0)[0]:
         else:
             if found != {address}:
                 print(f"{name}: {found}", flush=True)
-        count += 1
-    if count == len(EXPECTED):
-        print("begun", flush=True)
-print(f"{count} lookups")
+    if asked:
+        print("round", flush=True)

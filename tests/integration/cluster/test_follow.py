@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from tp2.cluster import stream
 from tp2.cluster.kubeconfig import load
 from tp2.cluster.stream import Pace
 from tp2.cluster.watch import Cluster
+from tp2.errors import ClusterError
 from tp2.sandbox import kubeapi_server
 from tp2.sandbox.kubeapi_resources import ENDPOINT_SLICES, NAMESPACES, SERVICES, Object
 from tp2.sandbox.kubeapi_rights import USER
@@ -43,11 +45,15 @@ async def test_what_is_there_at_the_start_is_in_the_catalog(lab: Lab) -> None:
         assert len(catalog.services) == 11
         assert catalog.has_namespace("kube-node-lease")
         assert [e.address for e in catalog.ready_endpoints("shop", "multi")] == ["10.244.0.5"]
-        status = followed.cluster.status()
+        status: dict[str, object] = {**followed.cluster.status()}
+        as_of = status.pop("as_of")
+        assert isinstance(as_of, float)
+        assert time.time() - as_of < DEADLINE
         assert status == {
             "context": "sandbox",
             "server": lab.api.url,
             "synced": True,
+            "scope": [],
             "services": 11,
             "namespaces": 5,
             "last_error": None,
@@ -416,3 +422,39 @@ def test_it_works_with_uvloop(lab_on_any_loop: Any) -> None:
             await followed.has("web", "new", "newer")
 
     uvloop.run(follow())
+
+
+async def test_while_the_api_is_away_it_is_known_how_old_the_catalog_is(lab: Lab) -> None:
+    async with lab.followed() as followed:
+        await lab.api.watched(3)
+        await lab.api.kill()
+        before = time.time()
+        await followed.status(synced=False)
+        as_of = followed.cluster.status()["as_of"]
+        assert as_of is not None
+        assert as_of <= before
+        assert ("shop", "web") in followed.cluster.catalog.services
+        await lab.api.start()
+        await followed.status(synced=True)
+        now = followed.cluster.status()["as_of"]
+        assert now is not None
+        assert now > before
+
+
+async def test_whoever_may_list_in_the_contexts_namespace_only_gets_that(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    lab.api.forbid("services", except_in=("shop",))
+    lab.api.forbid("endpointslices", except_in=("shop",))
+    async with lab.followed() as followed:
+        assert followed.cluster.status()["scope"] == ["shop"]
+        await followed.has("web")
+    assert "only the namespace 'shop' is known" in caplog.text
+    assert 'cannot list resource "services"' in caplog.text or "endpointslices" in caplog.text
+
+
+async def test_whoever_may_list_nowhere_is_told_what_is_missing_over_the_whole_cluster(lab: Lab) -> None:
+    lab.api.forbid("services")
+    cluster = Cluster(lab.access())
+    with pytest.raises(ClusterError, match="services in all namespaces may not be listed"):
+        await cluster.start(DEADLINE)

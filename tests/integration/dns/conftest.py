@@ -7,13 +7,13 @@ import gc
 from collections.abc import AsyncIterator, Callable, Mapping
 
 import pytest
-import uvloop
 
 from tests.integration.dns.world import MakeWorld, World, large_txt, open_sockets, start_dnsmasq
+from tp2.eventloop import new_event_loop
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    return {"asyncio": asyncio.new_event_loop, "uvloop": new_event_loop}
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Self
 
 from tp2.forward import protocol
 from tp2.forward.protocol import Request
@@ -160,12 +160,13 @@ def ruleset(host: Host) -> str:
     return host.run("nft", "list", "ruleset")
 
 
-def network(host: Host) -> dict[str, Any]:
+def network(host: Host) -> dict[str, str]:
     """Return all of a host's network that tp2 might touch."""
     return {
         "rules": ruleset(host),
-        "links": host.run("ip", "-brief", "link"),
-        "addresses": host.run("ip", "-brief", "addr"),
+        # Without their state, which the kernel reports when it likes.
+        "links": "".join(line.split()[0] + "\n" for line in host.run("ip", "-brief", "link").splitlines()),
+        "addresses": host.run("ip", "-oneline", "addr", "show", "scope", "global"),
         "routes": host.run("ip", "route", "show", "table", "all"),
         "routes6": host.run("ip", "-6", "route", "show", "table", "all"),
         "policy": host.run("ip", "rule") + host.run("ip", "-6", "rule"),

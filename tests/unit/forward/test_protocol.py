@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 
 from tp2.errors import AlreadyRunning, ExitCode, ForwarderError, PrivilegeError, Tp2Error
 from tp2.forward import protocol
-from tp2.forward.protocol import CaptureDns, Cluster, Containers, Exempt, ProtocolError, Refused, Request, Update
+from tp2.forward.protocol import (
+    CaptureDns,
+    Cluster,
+    Containers,
+    EndOrphans,
+    Exempt,
+    ProtocolError,
+    Refused,
+    Request,
+    SteerDns,
+    Update,
+)
 from tp2.forward.rules import Inlet
 from tp2.types import Destination, Redirect
 
@@ -25,6 +36,7 @@ redirects = st.builds(Redirect, destinations, local_ports, st.none()) | st.build
     st.ip_addresses(network="127.0.0.0/8").map(str).filter(lambda a: a not in ("127.0.0.0", "127.255.255.255")),
 )
 inlets = st.builds(Inlet, st.sampled_from(["docker0", "br-0a1b2c3d4e5f", "vmbr0.7"]), local_ports, local_ports)
+domains = st.sampled_from(["cluster.local", "svc", "shop", "default.svc.cluster.local"])
 requests: st.SearchStrategy[Request] = st.one_of(
     st.builds(CaptureDns, st.lists(addresses, max_size=3).map(tuple), local_ports),
     st.builds(
@@ -39,8 +51,12 @@ requests: st.SearchStrategy[Request] = st.one_of(
         st.none() | local_ports,
     ),
     st.builds(Containers, st.lists(inlets, max_size=3).map(tuple)),
+    st.builds(
+        SteerDns, st.lists(domains, max_size=3).map(tuple), st.lists(domains, max_size=3).map(tuple), local_ports
+    ),
     st.just(Exempt()),
     st.just(Refused()),
+    st.just(EndOrphans()),
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8) | addresses,
@@ -100,6 +116,10 @@ def test_anything_else_is_a_protocol_error(line: bytes) -> None:
         {"op": "containers", "inlets": [["a-name-of-16-byte", 20000, 20001]]},
         {"op": "containers", "inlets": [["br0", 22, 20001]]},
         {"op": "containers", "inlets": [["br0", 20000]]},
+        {"op": "steer", "domains": ["../hosts"], "search": [], "port": 5353},
+        {"op": "steer", "domains": ["svc"], "search": ["svc\nnameserver 192.0.2.1"], "port": 5353},
+        {"op": "steer", "domains": ["svc"], "search": [], "port": 53},
+        {"op": "steer", "domains": ["local"], "search": [], "port": 5353},  # Bonjour's
         {"op": "refused", "all": True},
         {"op": "run", "command": "reboot"},
     ],

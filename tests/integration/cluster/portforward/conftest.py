@@ -6,17 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-import uvloop
 
 from tests.integration.cluster.conftest import Lab
 from tests.integration.cluster.portforward.rig import Rig, pod
 from tp2.cluster.session import Session
+from tp2.eventloop import new_event_loop
 from tp2.sandbox.kubeapi_resources import PODS
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Run each asynchronous test once per event loop."""
-    return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
+    return {"asyncio": asyncio.SelectorEventLoop, "uvloop": new_event_loop}
 
 
 @pytest.fixture

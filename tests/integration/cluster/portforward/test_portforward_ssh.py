@@ -17,7 +17,6 @@ from tests.integration.socks.sshd import Sshd, write_key
 from tp2.errors import ClusterError, EndpointError, Tp2Error
 from tp2.sandbox.kubeapi_resources import PODS
 from tp2.socks.dial import Way
-from tp2.socks.reasons import Unmendable
 from tp2.socks.tunnel import Tunnel
 from tp2.types import Destination
 
@@ -234,7 +233,8 @@ async def test_the_key_that_the_api_vouches_for_is_the_only_one_trusted(
     async with started(vouching(other, endpoint.host_key)) as tunnel:
         assert tunnel.status()["state"] == "connected"
     wrong = await failure(vouching(other))
-    assert isinstance(wrong, Unmendable)
+    assert isinstance(wrong, EndpointError)
+    assert not wrong.lasting
     assert "the log of pod shop/db-1 says its key is ssh-ed25519 SHA256:" in wrong.why
     garbage = await failure(vouching("garbage"))
     assert "the log of pod shop/db-1 gives one that cannot be read" in garbage.why
