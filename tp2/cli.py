@@ -39,6 +39,9 @@ class Parsed(click.ParamType[Any]):
             self.fail(f"{error.what}: {error.why}; {error.remedy}.", param, ctx)
 
 
+#: What ``tp2 mappings`` can be sorted by; the functions are in :mod:`tp2.rows`, which a ``--help`` need not import.
+SORT_KEYS = ("name", "address", "state", "open", "total", "sent", "received", "rate", "used")
+
 EXISTING_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -96,10 +99,11 @@ def cli() -> None:
 )
 @click.option(
     "--exclude",
-    metavar="NAME",
-    type=Parsed("domain", settings.parse_domain),
+    metavar="NAME|CIDR",
+    type=Parsed("exclusion", settings.parse_exclusion),
     multiple=True,
-    help="Name that is never the cluster's, nor is any below it. Repeatable.",
+    help="Name that is never the cluster's, nor is any below it; or network whose addresses are not captured."
+    " Repeatable.",
 )
 @click.option(
     "--remote",
@@ -167,6 +171,15 @@ def cli() -> None:
     show_default=True,
     help="Local ports for mappings.",
 )
+@click.option(
+    "--containers",
+    metavar="auto|off|IFACE",
+    type=Parsed("interface", settings.parse_interface),
+    multiple=True,
+    default=(settings.AUTO,),
+    help="Bridges whose containers reach the cluster too: those of container engines, none, or these. Repeatable."
+    " [default: auto]",
+)
 @click.option("--detach", "-d", is_flag=True, help="Return when ready, and go on in the background.")
 @click.option("--verbose", "-v", is_flag=True, help="Say what is done, a line for each DNS query included.")
 def up(detach: bool, **options: Any) -> None:
@@ -178,16 +191,56 @@ def up(detach: bool, **options: Any) -> None:
 
 
 @cli.command()
+@click.argument("words", metavar="[FILTER]...", nargs=-1)
+@click.option("--watch", "-w", is_flag=True, help="Go on showing them, with rates, until Ctrl-C.")
+@click.option(
+    "--sort",
+    type=click.Choice(SORT_KEYS),
+    default="name",
+    show_default=True,
+    help="What comes first: in the order of this column, or with the most of it.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print an object for programs; with --watch, one a line.")
+def mappings(words: tuple[str, ...], watch: bool, sort: str, as_json: bool) -> None:
+    """Show which local port stands for which cluster address.
+
+    FILTER is a part of a name, of an address with its port, or a state; each of several has to be there.
+    """
+    from tp2 import live
+
+    live.mappings(_runtime(), words=words, sort=sort, watch=watch, as_json=as_json)
+
+
+@cli.command("map")
+@click.argument("target", metavar="IP:PORT|NAME[:PORT]", type=Parsed("target", settings.check_target))
 @click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
-def mappings(as_json: bool) -> None:
-    """Show which local port stands for which cluster address."""
-    answer = client.ask(_runtime(), "mappings")
+def map_(target: str, as_json: bool) -> None:
+    """Map a destination without a lookup, and keep it mapped until 'tp2 unmap'."""
+    answer = client.ask(_runtime(), "map", target=target)
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
     from tp2 import screen
 
     screen.mappings(answer)
+
+
+@cli.command()
+@click.argument("target", metavar="IP:PORT|NAME[:PORT]", type=Parsed("target", settings.check_target))
+@click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
+def unmap(target: str, as_json: bool) -> None:
+    """Let go of a mapping: at once if nobody uses it, else when that ends."""
+    answer = client.ask(_runtime(), "unmap", target=target)
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    for gone in answer["gone"]:
+        click.echo(f"{gone} is not mapped any more")
+    if answer["mappings"]:
+        from tp2 import screen
+
+        click.echo("still in use, and gone when that ends:")
+        screen.mappings(answer)
 
 
 @cli.command()

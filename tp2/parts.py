@@ -5,22 +5,26 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from tp2.attachment import Attachment
+from tp2.capture import Capture
+from tp2.control.server import Answer
 from tp2.dns.records import Type
 from tp2.dns.server import DnsServer
 from tp2.dns.upstream import Upstream
 from tp2.dns.zone import ZoneConfig, resolve
+from tp2.errors import UsageError
 from tp2.forward.client import HelperForwarder
-from tp2.portmap.mapper import Mapper
 from tp2.resolvers import Resolvers
 from tp2.settings import Settings, SocketAddress
 from tp2.socks.connector import Connector
 from tp2.socks.server import SocksServer
+from tp2.targets import targets
+from tp2.types import Destination, Wanted
 
 
 @dataclass(slots=True)
@@ -36,7 +40,7 @@ class Parts:
     forwarder: HelperForwarder
     connector: Connector
     socks: SocksServer
-    mapper: Mapper
+    capture: Capture
     upstream: Upstream
     dns: DnsServer
     since: float = field(default_factory=time.time)
@@ -55,21 +59,53 @@ class Parts:
                     return socket.inet_ntop(family, address)
         return None
 
-    def operations(
-        self, ready: Callable[[], bool], stop: Callable[[], None]
-    ) -> dict[str, Callable[[], dict[str, Any]]]:
+    def operations(self, ready: Callable[[], bool], stop: Callable[[], None]) -> dict[str, Callable[[], Answer]]:
         """Return what the control socket can be asked. *ready* says whether the daemon came up."""
+
+        async def status() -> dict[str, Any]:
+            await self.capture.count_refused()
+            return self.status(ready())
 
         def down() -> dict[str, Any]:
             stop()
             return {"ok": True}
 
-        return {"status": lambda: self.status(ready()), "mappings": self.mappings, "down": down}
+        return {"status": status, "mappings": self.mappings, "down": down}
+
+    def requests(self) -> dict[str, Callable[[dict[str, Any]], Answer]]:
+        """Return what the control socket can be asked to do to a ``target``: ``IP:PORT`` or ``NAME[:PORT]``."""
+
+        async def pin(question: dict[str, Any]) -> dict[str, Any]:
+            wanted = self._targets(question)
+            await self.capture.way.pin(wanted)
+            return self.mappings({item.destination for item in wanted})
+
+        async def unpin(question: dict[str, Any]) -> dict[str, Any]:
+            text = str(question.get("target"))
+            mapped = {there(row): row["name"] for row in self.capture.way.snapshot()}
+            # A service that is gone from the cluster still has its name here.
+            meant = {destination for destination, name in mapped.items() if name == text}
+            if not meant:
+                meant = mapped.keys() & {item.destination for item in self._targets(question)}
+            if not meant:
+                raise UsageError(
+                    f"cannot unmap {text}", "nothing of it is mapped", "'tp2 mappings' lists what is; its names will do"
+                )
+            await self.capture.way.unpin(meant)
+            left = self.mappings(meant)
+            gone = sorted(str(destination) for destination in meant - {there(row) for row in left["mappings"]})
+            return {"gone": gone, **left}
+
+        return {"map": pin, "unmap": unpin}
+
+    def _targets(self, question: dict[str, Any]) -> list[Wanted]:
+        return targets(str(question.get("target")), self.attachment.cluster.catalog, self.zone_config())
 
     def status(self, ready: bool) -> dict[str, Any]:
         """Return the object of ``tp2 status --json``; the README lists its keys."""
         attachment = self.attachment.status()
         cluster, tunnel = attachment["cluster"], attachment["tunnel"]
+        captured = self.capture.status()
         healthy = cluster["synced"] and tunnel["state"] == "connected"
         return {
             "state": "starting" if not ready else "ready" if healthy else "degraded",
@@ -85,13 +121,21 @@ class Parts:
                 **asdict(self.dns.counters),
             },
             "socks": {"listen": str(SocketAddress(*self.socks.address))},
-            "mappings": {"live": len(self.mapper.table), "capacity": self.mapper.table.capacity},
+            "mappings": {**captured["mappings"], "last_failed": timestamp(captured["mappings"]["last_failed"])},
+            "capture": captured["capture"],
             "forwarder": {"kind": self.forwarder.kind, "helper_pid": self.forwarder.pid},
         }
 
-    def mappings(self) -> dict[str, Any]:
-        """Return the object of ``tp2 mappings --json``; the README lists its keys."""
-        rows = [{**row, "last_used": timestamp(row["last_used"])} for row in self.mapper.snapshot()]
+    def mappings(self, only: Set[Destination] | None = None) -> dict[str, Any]:
+        """Return the object of ``tp2 mappings --json``; the README lists its keys.
+
+        :param only: leave all others out.
+        """
+        rows = [
+            {**row, "last_used": timestamp(row["last_used"])}
+            for row in self.capture.way.snapshot()
+            if only is None or there(row) in only
+        ]
         return {"mode": str(self.settings.mode), "mappings": rows}
 
     def describe_dns(self) -> str:
@@ -102,12 +146,17 @@ class Parts:
         return f"127.0.0.1:{self.dns.port}"
 
 
+def there(row: dict[str, Any]) -> Destination:
+    """Return the destination that a row is about."""
+    return Destination(row["address"], row["port"])
+
+
 def zone_config(settings: Settings, resolvers: Resolvers, namespace: str) -> ZoneConfig:
     """Return how names are looked up: as a pod of the first ``--namespace``, or else of *namespace*, would."""
     return ZoneConfig(
         zone=settings.cluster_domain,
         namespace=settings.namespaces[0] if settings.namespaces else namespace,
-        exclude=settings.exclude,
+        exclude=settings.excluded_names,
         search=resolvers.search,
         name_servers=resolvers.captured,
     )

@@ -132,10 +132,6 @@ def test_a_way_to_an_endpoint_that_is_not_the_installed_one(laptop: Laptop) -> N
     assert_fails(laptop, up_with(laptop, via="api"), 2, "--via", "--remote")
 
 
-def test_a_mode_that_is_not_built_yet(laptop: Laptop) -> None:
-    assert_fails(laptop, up_with(laptop, mode="origdst"), 2, "not built yet", "portmap")
-
-
 def test_without_privilege_and_without_sudo(laptop: Laptop) -> None:
     ordinary = ["unshare", "--user", "--map-user=1000", "--map-group=1000", "--"]
     assert_fails(laptop, [*ordinary, "env", "PATH=/nonexistent", *up_with(laptop)], 5, "needs root", "sudo")

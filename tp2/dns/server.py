@@ -72,6 +72,8 @@ class DnsServer:
         self._closing = False
         self._datagrams: list[Datagrams] = []
         self._servers: list[asyncio.Server] = []
+        # What is listened on besides, by interface.
+        self._elsewhere: dict[str, tuple[list[Datagrams], list[asyncio.Server]]] = {}
         #: The port that is listened on; 0 before :meth:`start`.
         self.port = 0
 
@@ -107,9 +109,32 @@ class DnsServer:
         self.port = port
         return port
 
+    async def listen_on(self, device: str, addresses: Sequence[str]) -> int:
+        """Listen on *addresses* of an interface too, and hear only what comes in by it (Linux).
+
+        :returns: the port, the same everywhere.
+        :raises AddressInUse: an address is not this machine's, or there is no such interface.
+        """
+        port, datagrams, streams = _bind(addresses, 0, device)
+        self._elsewhere[device] = (
+            [await serve_datagrams(s, self._responder.respond, self.spawn, batched=False) for s in datagrams],
+            [await asyncio.start_server(self._connected, sock=sock) for sock in streams],
+        )
+        return port
+
+    async def leave(self, device: str) -> None:
+        """Stop listening on *device*; connections that came in by it go on."""
+        datagrams, servers = self._elsewhere.pop(device, ([], []))
+        for server in servers:
+            server.close()
+        for datagram in datagrams:
+            await datagram.close()
+
     async def close(self) -> None:
         """Stop listening, drop the queries under way, and return when nothing of them is left."""
         self._closing = True
+        for device in list(self._elsewhere):
+            await self.leave(device)
         for server in self._servers:
             server.close()
         for datagrams in self._datagrams:
@@ -221,7 +246,9 @@ class _Connection:
         self._room.release()
 
 
-def _bind(addresses: Sequence[str], port: int) -> tuple[int, list[socket.socket], list[socket.socket]]:
+def _bind(
+    addresses: Sequence[str], port: int, device: str | None = None
+) -> tuple[int, list[socket.socket], list[socket.socket]]:
     """Sockets for both transports on all *addresses*, on one port."""
     for _ in range(_PORT_ATTEMPTS):
         sockets: list[socket.socket] = []
@@ -229,7 +256,7 @@ def _bind(addresses: Sequence[str], port: int) -> tuple[int, list[socket.socket]
         try:
             for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
                 for address in addresses:
-                    sockets.append(_bound(address, chosen, kind))
+                    sockets.append(_bound(address, chosen, kind, device))
                     chosen = sockets[0].getsockname()[1]
         except OSError as error:
             for sock in sockets:
@@ -250,7 +277,7 @@ def _bind(addresses: Sequence[str], port: int) -> tuple[int, list[socket.socket]
     )
 
 
-def _bound(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
+def _bound(address: str, port: int, kind: socket.SocketKind, device: str | None) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, kind)
     try:
@@ -262,6 +289,8 @@ def _bound(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
         else:
             # A connection of the previous run in TIME_WAIT must not keep the port from us.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if device is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode() + b"\0")
         sock.bind((address, port))
     except BaseException:
         sock.close()

@@ -1,6 +1,7 @@
 """The programs in the sandbox's cluster: real servers on the addresses of its services and pods.
 
-Run as ``python -m tp2.sandbox.services KIND:NAME:ADDRESS:PORT...``; prints ``ready`` once all of them listen.
+Run as ``python -m tp2.sandbox.services KIND:NAME:ADDRESS:PORT...``; prints ``ready`` once all of them listen. An IPv6
+address stands as it is, colons and all.
 
 ====== ================================================================================================
 kind   what it does
@@ -22,6 +23,8 @@ from typing import Final
 
 from aiohttp import web
 
+from tp2.sandbox.contents import program
+
 #: What ``GET /bytes/N`` sends, over and over. Its length is prime, so a lost or doubled block shows in a hash.
 PATTERN: Final = bytes(index * 7 % 256 for index in range(65521))
 
@@ -34,7 +37,7 @@ def pattern(size: int) -> bytes:
 async def main(specifications: list[str]) -> None:
     """Serve until cancelled."""
     for specification in specifications:
-        kind, name, address, port = specification.split(":")
+        kind, name, address, port = program(specification)
         if kind == "http":
             await _http(name, address, int(port))
         else:
