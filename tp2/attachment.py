@@ -21,6 +21,8 @@ from tp2.socks.dial import Way, direct
 from tp2.socks.tunnel import Endpoint, Tunnel
 from tp2.types import Destination
 
+_PORTS: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
+
 #: Seconds that the Kubernetes API and the SSH endpoint each have to come up in.
 START_TIMEOUT: Final = 15.0
 
@@ -67,7 +69,8 @@ class Attachment:
             report(name, outcome())
 
         try:
-            self._api = await _addresses(self.access.server)
+            # The way to the API is a proxy's if there is one.
+            self._api = await _addresses(self.access.proxy or self.access.server)
             async with asyncio.TaskGroup() as group:
                 group.create_task(stage("cluster", self.cluster.start(START_TIMEOUT), self.describe_cluster))
                 group.create_task(stage("tunnel", self.tunnel.start(START_TIMEOUT), self.describe_tunnel))
@@ -133,7 +136,7 @@ def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
 async def _addresses(url: str) -> frozenset[tuple[str, int]]:
     """Return the addresses and port of a URL's server; none if its name does not resolve, which others will say."""
     parts = urlsplit(url)
-    port = parts.port or 443
+    port = parts.port or _PORTS.get(parts.scheme, 443)
     try:
         found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=SOCK_STREAM)
     except OSError:

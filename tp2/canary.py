@@ -256,8 +256,8 @@ def _not_heard(found: str) -> Tp2Error:
     return Tp2Error(
         "this machine's programs do not ask tp2 for names",
         f"a name that only tp2 knows was looked up through the system's resolver, and tp2 was not asked ({found})",
-        "see whom it asks: /etc/resolv.conf, the hosts line of /etc/nsswitch.conf, and `resolvectl status` for DNS over "
-        "TLS; capture that nameserver with --dns",
+        "see whom it asks: /etc/resolv.conf, the hosts line of /etc/nsswitch.conf, and `resolvectl status` for DNS "
+        "over TLS; capture that nameserver with --dns",
     )
 
 
@@ -265,7 +265,7 @@ def _not_answered(found: str) -> Tp2Error:
     return Tp2Error(
         "tp2's answers do not reach this machine's programs",
         f"the system's resolver asked tp2 for a name, and gave its program: {found}",
-        "look for a firewall rule that drops packets on the loopback interface, or for a resolver that validates DNSSEC",
+        "look for a firewall rule that drops packets on the loopback interface, or a resolver that validates DNSSEC",
     )
 
 

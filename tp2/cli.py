@@ -321,6 +321,7 @@ def demo(shell: bool) -> None:
 def main() -> NoReturn:
     """The console script. No traceback leaves it: an error is a message, and a bug says that it is one."""
     try:
+        _settings_of_sudos_caller()
         cli(standalone_mode=False)
         code = int(ExitCode.OK)
     except click.ClickException as error:
@@ -348,6 +349,16 @@ def main() -> NoReturn:
         )
         code = int(ExitCode.FAILURE)
     sys.exit(code)
+
+
+def _settings_of_sudos_caller() -> None:
+    """Under sudo, take the TP2_ variables that the caller has set and sudo has dropped."""
+    if os.geteuid() == 0 and "SUDO_UID" in os.environ:
+        from tp2.forward.caller import environment_of_sudos_caller
+
+        for name, value in environment_of_sudos_caller().items():
+            if name.startswith("TP2_"):
+                os.environ.setdefault(name, value)
 
 
 def print_error(error: Tp2Error) -> None:
