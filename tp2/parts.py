@@ -52,7 +52,15 @@ class Parts:
             stop()
             return {"ok": True}
 
-        return {"status": lambda: self.status(ready()), "mappings": self.mappings, "down": down}
+        def namespaces() -> dict[str, Any]:
+            return {"namespaces": sorted(self.attachment.cluster.catalog.namespaces)}
+
+        return {
+            "status": lambda: self.status(ready()),
+            "mappings": self.mappings,
+            "namespaces": namespaces,
+            "down": down,
+        }
 
     def status(self, ready: bool) -> dict[str, Any]:
         """Return the object of ``tp2 status --json``; the README lists its keys."""

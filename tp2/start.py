@@ -17,6 +17,7 @@ from typing import Final
 
 import click
 
+from tp2 import notify
 from tp2.errors import UsageError
 from tp2.forward.client import StartingHelper
 from tp2.forward.privilege import become, calling_user
@@ -67,6 +68,9 @@ def _refuse_what_cannot_be(settings: Settings) -> None:
 def _report(stage: str, outcome: str) -> None:
     click.echo(f"{stage:<8} {outcome}")
     sys.stdout.flush()
+    notify.status(f"{stage} {outcome}")
+    if stage == "ready":
+        notify.ready()
 
 
 def _detach(runtime: RuntimeDirectory) -> Callable[[str, str], None]:
