@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
-from tp2 import __version__, settings
+from tp2 import __version__, completion, service_commands, settings
 from tp2.control import client
 from tp2.errors import ExitCode, Tp2Error
 from tp2.runtime import RuntimeDirectory, default_directory
@@ -65,13 +65,18 @@ def cli() -> None:
     help="How a connection's destination is known: a local port each, or the kernel's word for it.",
 )
 @click.option("--kubeconfig", type=EXISTING_FILE, help="kubeconfig file. [default: KUBECONFIG, then ~/.kube/config]")
-@click.option("--context", help="kubeconfig context. [default: the current one]")
+@click.option(
+    "--context",
+    help="kubeconfig context. [default: the current one]",
+    shell_complete=completion.contexts,
+)
 @click.option(
     "--namespace",
     "-n",
     "namespaces",
     metavar="NS",
     multiple=True,
+    shell_complete=completion.namespaces,
     envvar="TP2_NAMESPACE",
     help="Watch only this namespace, and look up short names in the first one. Repeatable. [default: all]",
 )
@@ -262,10 +267,17 @@ def down() -> None:
     client.stop(_runtime())
 
 
+cli.add_command(service_commands.group(up))
+
+
 def _cluster_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options by which ``install`` and ``uninstall`` find their cluster."""
     for option in (
-        click.option("--context", help="kubeconfig context. [default: the current one]"),
+        click.option(
+            "--context",
+            help="kubeconfig context. [default: the current one]",
+            shell_complete=completion.contexts,
+        ),
         click.option("--kubeconfig", type=EXISTING_FILE, help="kubeconfig file. [default: as kubectl]"),
         click.option(
             "--namespace",
@@ -275,6 +287,7 @@ def _cluster_options(command: Callable[..., None]) -> Callable[..., None]:
             default=settings.DEFAULT_ENDPOINT_NAMESPACE,
             show_default=True,
             help="Where the endpoint is.",
+            shell_complete=completion.namespaces,
         ),
     ):
         command = option(command)

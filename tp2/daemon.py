@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from tp2 import environment, following, resolvers
+from tp2 import environment, following, notify, resolvers
 from tp2.attachment import Attachment, first_cause
 from tp2.capture import Capture
 from tp2.cluster import kubeconfig
@@ -88,6 +88,7 @@ class Daemon:
         """Begin to stop; :meth:`run` returns when everything is undone."""
         if not self._stopping:
             self._stopping = True
+            notify.stopping()
             assert self._task is not None
             self._task.cancel()
 

@@ -70,7 +70,10 @@ class Parts:
             stop()
             return {"ok": True}
 
-        return {"status": status, "mappings": self.mappings, "down": down}
+        def namespaces() -> dict[str, Any]:
+            return {"namespaces": sorted(self.attachment.cluster.catalog.namespaces)}
+
+        return {"status": status, "mappings": self.mappings, "namespaces": namespaces, "down": down}
 
     def requests(self) -> dict[str, Callable[[dict[str, Any]], Answer]]:
         """Return what the control socket can be asked to do to a ``target``: ``IP:PORT`` or ``NAME[:PORT]``."""

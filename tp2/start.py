@@ -17,7 +17,7 @@ from typing import Final
 
 import click
 
-from tp2 import limits
+from tp2 import limits, notify
 from tp2.errors import UsageError
 from tp2.forward.client import StartingHelper
 from tp2.forward.privilege import become, calling_user
@@ -74,6 +74,9 @@ def _refuse_what_cannot_be(settings: Settings) -> None:
 def _report(stage: str, outcome: str) -> None:
     click.echo(f"{stage:<8} {outcome}")
     sys.stdout.flush()
+    notify.status(f"{stage} {outcome}")
+    if stage == "ready":
+        notify.ready()
 
 
 def _detach(runtime: RuntimeDirectory) -> Callable[[str, str], None]:
