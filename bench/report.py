@@ -47,8 +47,8 @@ class Figure:
         return median(self.values[contender])
 
     def ratio(self, contender: str, other: str) -> float | None:
-        """The median of *contender* divided by that of *other*; None where that is zero."""
-        return self.median(contender) / self.median(other) if self.median(other) else None
+        """The median of *contender* divided by that of *other*; None where there is none, or where it is zero."""
+        return self.median(contender) / self.median(other) if other in self.values and self.median(other) else None
 
 
 def alternate(rounds: int, contenders: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
