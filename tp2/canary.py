@@ -3,8 +3,9 @@
 A flight has two legs. The system's own resolver is asked for a name that nobody has asked for before, below
 ``tp2-canary`` of the cluster's domain; tp2's DNS server must hear of it, and its answer must come back. Then a
 connection is made to the address in that answer. It belongs to no service; a rule leads it to a listener here, the
-connector takes it through the tunnel, and the endpoint connects it to its own SSH port. That it answered, if only with
-a refusal, shows the way there and back.
+connector takes it through the tunnel, and the endpoint connects it to its own SSH port. That the endpoint answered, if
+only that nothing listens there, shows the way there and back. An endpoint may be restricted to certain destinations, so
+if it does not allow that one, it is asked for a service.
 
 ============ ==================================================================================================
 step         it failed there when
@@ -13,7 +14,7 @@ step         it failed there when
 ``answer``   it arrived, and the answer did not get back
 ``rule``     the connection did not arrive at the listener
 ``tunnel``   it arrived, and no channel was to be had
-``endpoint`` the channel was open, and nothing came of it
+``endpoint`` the channel was open and nothing came of it, or forwarding is not allowed there
 ============ ==================================================================================================
 """
 
@@ -29,6 +30,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
+
+from dnslib import DNSRecord
 
 from tp2.errors import EndpointError, ForwarderError, Tp2Error
 from tp2.socks.reasons import ChannelRefused, Refusal
@@ -49,7 +52,7 @@ EVERY: Final = 15.0
 AGAIN: Final = 1.0
 
 #: Refusals that the endpoint itself gave: it was reached.
-_FROM_THE_ENDPOINT: Final = frozenset(Refusal) - {Refusal.NOT_CONNECTED, Refusal.TIMED_OUT}
+_FROM_THE_ENDPOINT: Final = frozenset(Refusal) - {Refusal.NOT_CONNECTED, Refusal.TIMED_OUT, Refusal.PROHIBITED}
 
 
 class Forwarder(Protocol):
@@ -69,7 +72,13 @@ class Flow(Protocol):
         """Reset it."""
 
 
-Carry = Callable[[socket.socket, Destination, Callable[[Any], None]], Flow]
+class Carrier(Protocol):
+    """Takes connections into the cluster."""
+
+    def carry(
+        self, sock: socket.socket, destination: Destination, on_close: Callable[[Any], None], *, quiet: bool
+    ) -> Flow:
+        """Take over *sock*; see :meth:`tp2.socks.connector.Connector.carry`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,23 +106,33 @@ class Flight:
 class Canary:
     """Makes flights.
 
-    :param carry: takes a captured connection to a destination, as :meth:`tp2.socks.connector.Connector.carry`.
     :param domain: the cluster's.
-    :param port: the endpoint's SSH port.
+    :param behind: gives the destinations to ask the endpoint for, its own SSH port first.
+    :param nameserver: says whom to ask, where that is not whom this machine's programs ask; None where it is.
     """
 
-    def __init__(self, forwarder: Forwarder, carry: Carry, domain: str, port: int) -> None:
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        carrier: Carrier,
+        domain: str,
+        behind: Callable[[], Sequence[Destination]],
+        nameserver: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self.last: Flight | None = None
         self._forwarder = forwarder
-        self._carry = carry
+        self._carrier = carrier
+        self._nameserver = nameserver
         self._suffix = f".{LABEL}.{domain}"
-        self._behind = Destination("127.0.0.1", port)
+        self._behind = behind
         self._heard: dict[str, asyncio.Event] = {}
         self._listener: socket.socket | None = None
         self._wanted = asyncio.Event()
 
     def hear(self, name: str) -> str | None:
-        """Return the address of a canary's *name*, in lower case; None for any other name. It has been heard then."""
+        """Return the address of a canary's *name*; None for any other name. It has been heard then."""
+        # Some resolvers write a name's letters in either case, to make answers harder to forge.
+        name = name.lower()
         if not name.endswith(self._suffix):
             return None
         if event := self._heard.get(name):
@@ -167,7 +186,7 @@ class Canary:
         step, failure = "", None
         try:
             await self._look_up()
-            await self._connect()
+            await self._connect_to_one()
         except _Failed as failed:
             step, failure = failed.step, failed.error
         self.last = Flight(at, time.monotonic() - began, step, failure)
@@ -178,7 +197,7 @@ class Canary:
         heard = self._heard[name] = asyncio.Event()
         try:
             async with asyncio.timeout(LEG):
-                found = await _resolve(f"{name}.")
+                found = await _resolve(name, self._nameserver())
         except TimeoutError:
             found = "no answer came"
         finally:
@@ -188,7 +207,20 @@ class Canary:
         if found != DESTINATION.address:
             raise _Failed("answer", _not_answered(found))
 
-    async def _connect(self) -> None:
+    async def _connect_to_one(self) -> None:
+        refused: ChannelRefused | None = None
+        for destination in self._behind():
+            refused = await self._connect(destination)
+            if refused is None or refused.refusal is not Refusal.PROHIBITED:
+                break
+        if refused is None or refused.refusal in _FROM_THE_ENDPOINT:
+            return
+        if refused.refusal is Refusal.PROHIBITED:
+            raise _Failed("endpoint", _not_allowed(refused))
+        raise _Failed("tunnel", _no_channel(refused))
+
+    async def _connect(self, destination: Destination) -> ChannelRefused | None:
+        """Connect by way of everything; return how the endpoint refused *destination*, if it did."""
         assert self._listener is not None
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
@@ -198,11 +230,11 @@ class Canary:
             try:
                 async with asyncio.timeout(LEG):
                     await loop.sock_connect(client, DESTINATION)
-                    accepted, _ = await loop.sock_accept(self._listener)
+                    accepted = await self._accept(client.getsockname())
             except OSError as error:
                 why = error.strerror or str(error) or "it does not arrive"
                 raise _Failed("rule", _not_led_here(why)) from None
-            flow = self._carry(accepted, self._behind, lambda _: ended.set())
+            flow = self._carrier.carry(accepted, destination, lambda _: ended.set(), quiet=True)
             try:
                 async with asyncio.timeout(LEG):
                     answered = bool(await loop.sock_recv(client, 64))
@@ -213,12 +245,18 @@ class Canary:
                 answered = False
             finally:
                 flow.abort()
-        if answered:
-            return
-        if flow.refusal is None:
+        if not answered and flow.refusal is None:
             raise _Failed("endpoint", _not_answered_there())
-        if flow.refusal.refusal not in _FROM_THE_ENDPOINT:
-            raise _Failed("tunnel", _no_channel(flow.refusal))
+        return flow.refusal
+
+    async def _accept(self, address: tuple[str, int]) -> socket.socket:
+        """Accept the connection from *address*; others that come are nobody's."""
+        assert self._listener is not None
+        while True:
+            accepted, peer = await asyncio.get_running_loop().sock_accept(self._listener)
+            if peer == address:
+                return accepted
+            accepted.close()
 
 
 class _Failed(Exception):
@@ -228,10 +266,12 @@ class _Failed(Exception):
         self.error = error
 
 
-async def _resolve(name: str) -> str:
+async def _resolve(name: str, nameserver: str | None) -> str:
     """Return the address that this machine's programs get for *name*, or in words why they get none.
 
     In a thread of its own that nobody waits for in the end: resolvers have their own ideas of how long to try.
+
+    :param nameserver: to ask this one instead, as a program would that does not use the system's resolver.
     """
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[str] = loop.create_future()
@@ -242,7 +282,7 @@ async def _resolve(name: str) -> str:
 
     def run() -> None:
         try:
-            words = str(socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
+            words = _ask(name, nameserver) if nameserver else _look_up(name)
         except OSError as error:
             words = error.strerror or str(error)
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -250,6 +290,16 @@ async def _resolve(name: str) -> str:
 
     threading.Thread(target=run, name="canary", daemon=True).start()
     return await outcome
+
+
+def _look_up(name: str) -> str:
+    # The dot keeps the resolver from trying its search list.
+    return str(socket.getaddrinfo(f"{name}.", None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
+
+
+def _ask(name: str, nameserver: str) -> str:
+    reply = DNSRecord.parse(DNSRecord.question(name).send(nameserver, timeout=LEG, ipv6=":" in nameserver))
+    return str(reply.rr[0].rdata) if reply.rr else f"response code {reply.header.rcode}"
 
 
 def _not_heard(found: str) -> Tp2Error:
@@ -279,6 +329,15 @@ def _not_led_here(why: str) -> ForwarderError:
 
 def _no_channel(refused: ChannelRefused) -> EndpointError:
     return EndpointError("connections do not get into the cluster", str(refused), "see `tp2 status` for the tunnel")
+
+
+def _not_allowed(refused: ChannelRefused) -> EndpointError:
+    return EndpointError(
+        "the SSH endpoint does not allow TCP forwarding",
+        f"it refused each destination that it was asked for: {refused.detail}",
+        "set AllowTcpForwarding to yes or local in its sshd_config, and let PermitOpen have the cluster's addresses; "
+        "or use the endpoint of `tp2 install`",
+    )
 
 
 def _not_answered_there() -> EndpointError:

@@ -250,15 +250,23 @@ def unmap(target: str, as_json: bool) -> None:
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
-def status(as_json: bool) -> None:
-    """Show how the running tp2 is."""
-    answer = client.ask(_runtime(), "status")
+@click.option(
+    "--wait",
+    metavar="DURATION",
+    type=Parsed("duration", settings.parse_duration),
+    help="Wait until it is ready, for so long at the most.",
+)
+def status(as_json: bool, wait: float | None) -> None:
+    """Show how the running tp2 is. The exit code is 0 only if it is ready, 1 if it runs and is not."""
+    answer = client.ask(_runtime(), "status") if wait is None else client.wait_until_ready(_runtime(), wait)
     if as_json:
         click.echo(json.dumps(answer, indent=2))
-        return
-    from tp2 import screen
+    else:
+        from tp2 import screen
 
-    screen.status(answer)
+        screen.status(answer)
+    if answer["state"] != "ready":
+        raise SystemExit(int(ExitCode.FAILURE))
 
 
 @cli.command()

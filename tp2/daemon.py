@@ -17,6 +17,7 @@ from typing import Any
 
 from tp2 import environment, following, notify, resolvers
 from tp2.attachment import Attachment, first_cause
+from tp2.canary import Canary
 from tp2.capture import Capture
 from tp2.cluster import kubeconfig
 from tp2.cluster.kubeconfig import Access
@@ -125,6 +126,7 @@ class Daemon:
             upstream=upstream,
             config=zone_config(settings, found, attachment.access.namespace),
             why_unsynced=lambda: parts.attachment.status()["cluster"]["last_error"] or "tp2 is not connected to it yet",
+            hear=lambda name: parts.canary.hear(name),
         )
         socks = SocksServer(
             connector,
@@ -132,7 +134,14 @@ class Daemon:
             credentials=read_credentials(settings.socks_auth) if settings.socks_auth else None,
             resolve=lambda name: parts.address_of(name),
         )
-        parts = Parts(settings, found, attachment, forwarder, connector, socks, capture, upstream, dns)
+        canary = Canary(
+            forwarder,
+            connector,
+            settings.cluster_domain,
+            lambda: parts.behind_the_endpoint(),
+            lambda: None if parts.resolvers.systems else parts.resolvers.captured[0],
+        )
+        parts = Parts(settings, found, attachment, forwarder, connector, socks, capture, upstream, dns, canary)
         return parts
 
     async def _come_up(self, parts: Parts, stack: contextlib.AsyncExitStack) -> None:
@@ -158,12 +167,17 @@ class Daemon:
         self._report("dns", parts.describe_dns())
         stack.push_async_callback(lambda: resolvers.flush_system_cache(parts.resolvers))
         stack.push_async_callback(parts.capture.close)
+        stack.callback(parts.canary.close)
         # Pushed again, so that on the way out the rules go before anything that they lead to.
         stack.push_async_callback(parts.forwarder.close)
         await parts.capture.start(parts.dns)
         await parts.forwarder.capture_dns(self._resolvers.captured, parts.dns.port)
         await resolvers.flush_system_cache(self._resolvers)
         self._report("capture", f"port 53 of {', '.join(self._resolvers.captured)}")
+        await parts.canary.start()
+        if (failure := (await parts.canary.fly()).failure) is not None:
+            raise failure
+        in_background(parts.canary.keep_flying())
         in_background(parts.capture.follow())
         in_background(self._follow_resolvers(parts))
         in_background(self._follow_kubeconfig(parts))
@@ -174,6 +188,7 @@ class Daemon:
         logger.debug("%s: looking whether all is well", why)
         parts.capture.disturbed()
         parts.attachment.nudge()
+        parts.canary.want()
         self._disturbance.set()
 
     async def _end_orphans(self, parts: Parts) -> None:

@@ -11,12 +11,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tp2.attachment import Attachment
+from tp2.canary import Canary
 from tp2.capture import Capture
 from tp2.control.server import Answer
 from tp2.dns.records import Type
 from tp2.dns.server import DnsServer
 from tp2.dns.upstream import Upstream
 from tp2.dns.zone import ZoneConfig, resolve
+from tp2.endpoint import InstalledEndpoint
 from tp2.errors import UsageError
 from tp2.forward.client import HelperForwarder
 from tp2.resolvers import Resolvers
@@ -43,11 +45,21 @@ class Parts:
     capture: Capture
     upstream: Upstream
     dns: DnsServer
+    canary: Canary
     since: float = field(default_factory=time.time)
 
     def zone_config(self) -> ZoneConfig:
         """Return how names are looked up now."""
         return zone_config(self.settings, self.resolvers, self.attachment.access.namespace)
+
+    def behind_the_endpoint(self) -> list[Destination]:
+        """Return what the endpoint should be able to connect to: its own SSH port, and a service."""
+        remote = self.settings.remote
+        found = [Destination("127.0.0.1", remote.port if remote else InstalledEndpoint.port)]
+        for service in self.attachment.cluster.catalog.services.values():
+            if service.cluster_ips and service.ports:
+                return [*found, Destination(service.cluster_ips[0], service.ports[0].port)]
+        return found
 
     def address_of(self, name: str) -> str | None:
         """Return an address of a name of the cluster's, for whoever leaves names to the SOCKS server; None if none."""
@@ -109,7 +121,8 @@ class Parts:
         attachment = self.attachment.status()
         cluster, tunnel = attachment["cluster"], attachment["tunnel"]
         captured = self.capture.status()
-        healthy = cluster["synced"] and tunnel["state"] == "connected"
+        canary = self.canary.last.as_json() if self.canary.last else None
+        healthy = cluster["synced"] and tunnel["state"] == "connected" and canary is not None and canary["ok"]
         return {
             "state": "starting" if not ready else "ready" if healthy else "degraded",
             "mode": str(self.settings.mode),
@@ -126,6 +139,7 @@ class Parts:
             "socks": {"listen": str(SocketAddress(*self.socks.address))},
             "mappings": {**captured["mappings"], "last_failed": timestamp(captured["mappings"]["last_failed"])},
             "capture": captured["capture"],
+            "canary": {**canary, "at": timestamp(canary["at"])} if canary else None,
             "forwarder": {"kind": self.forwarder.kind, "helper_pid": self.forwarder.pid},
         }
 

@@ -122,6 +122,10 @@ def status(answer: dict[str, Any]) -> None:
         table.add_row("", f"through {tunnel['through']}")
     if tunnel["last_error"] and tunnel["state"] != "connected":
         table.add_row("", f"[red]{tunnel['last_error']}[/]")
+    canary = answer.get("canary")
+    if canary and not canary["ok"]:
+        table.add_row("test", f"[red]{canary['why']}[/]")
+        table.add_row("", canary["remedy"])
     table.add_row("dns", f"{dns['listen']}, captures {', '.join(dns['captured'])}, asks {', '.join(dns['upstream'])}")
     counts = f"{dns['cluster_answers']} answered, {dns['forwarded']} forwarded, {dns['failures']} failed"
     table.add_row("", f"{dns['queries']} queries: {counts}")

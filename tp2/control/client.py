@@ -8,6 +8,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
@@ -17,6 +18,29 @@ from tp2.runtime import RuntimeDirectory
 
 #: Seconds that a healthy daemon never needs to answer.
 TIMEOUT: Final = 10.0
+
+
+#: Seconds between two looks whether tp2 is ready.
+LOOK_EVERY: Final = 0.1
+
+
+def wait_until_ready(runtime: RuntimeDirectory, seconds: float) -> dict[str, Any]:
+    """Return the status as soon as it is ready, or as it is after so many *seconds*.
+
+    :raises NotRunning: tp2 does not run, not even then.
+    :raises Tp2Error: as :func:`ask`.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        last = time.monotonic() >= deadline
+        try:
+            answer = ask(runtime, "status")
+            if last or answer["state"] == "ready":
+                return answer
+        except NotRunning:
+            if last:
+                raise
+        time.sleep(max(0.0, min(LOOK_EVERY, deadline - time.monotonic())))
 
 
 def ask(runtime: RuntimeDirectory, operation: str, **arguments: Any) -> dict[str, Any]:

@@ -46,7 +46,7 @@ from tp2.dns.message import (
     truncate,
 )
 from tp2.dns.names import BadName
-from tp2.dns.records import CLASS_IN, Type
+from tp2.dns.records import CLASS_IN, Type, address_record
 from tp2.dns.servers import server_text
 from tp2.dns.upstream import Reply, Upstream, UpstreamError
 from tp2.dns.zone import Answer, ZoneConfig, could_be_short, is_cluster_name, resolve, resolve_expanded
@@ -129,10 +129,12 @@ class Responder:
         upstream: Upstream,
         config: ZoneConfig,
         why_unsynced: Callable[[], str],
+        hear: Callable[[str], str | None] = lambda _: None,
     ) -> None:
         self._catalog = catalog
         self._synced = synced
         self._why_unsynced = why_unsynced
+        self._hear = hear
         self._capture = capture
         self._upstream = upstream
         self._config = config
@@ -194,6 +196,8 @@ class Responder:
             if is_cluster_name(query.name, self._config):
                 return self._refuse(exchange, "the cluster's names are of class IN")
             return self._forward(exchange)
+        if (address := self._hear(query.name)) is not None:
+            return self._answer_canary(exchange, address)
         if not self._synced():
             if self._is_waited_for(query):
                 return partial(self._guard, exchange, self._when_turned)
@@ -206,6 +210,13 @@ class Responder:
         if query.edns_version:
             return self._refuse(exchange, f"EDNS version {query.edns_version} is not known here", Rcode.BADVERS)
         return self._lead_to(exchange, answer, catalog)
+
+    def _answer_canary(self, exchange: _Exchange, address: str) -> bytes:
+        # Nobody's question, so it does not count.
+        self.counters.queries -= 1
+        query = exchange.query
+        answers = [address_record(query.name, address, 0)] if query.type == Type.A else []
+        return build_reply(query, Rcode.NOERROR, answers=answers, authoritative=True, limit=exchange.limit)
 
     def _is_waited_for(self, query: Query) -> bool:
         if self._former is None or time.monotonic() >= self._turning_until or self._turning >= _MOST_WAITING:

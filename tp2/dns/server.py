@@ -44,6 +44,7 @@ class DnsServer:
     :param upstream: takes what is not the cluster's. The server does not close it.
     :param config: the cluster's domain and how the user wants names looked up.
     :param why_unsynced: says, for the client to read, why the cluster has not been listed.
+    :param hear: gives the address of a name that is not the cluster's but our own, None for any other.
 
     ``port`` is what it listens on, 0 before :meth:`start`.
     """
@@ -57,6 +58,7 @@ class DnsServer:
         upstream: Upstream,
         config: ZoneConfig,
         why_unsynced: Callable[[], str] = lambda: "tp2 has not listed the cluster's services yet",
+        hear: Callable[[str], str | None] = lambda _: None,
     ) -> None:
         self._responder = Responder(
             catalog=catalog,
@@ -65,6 +67,7 @@ class DnsServer:
             upstream=upstream,
             config=config,
             why_unsynced=why_unsynced,
+            hear=hear,
         )
         self._tasks: set[asyncio.Task[None]] = set()
         # The one that has been silent for longest is first.

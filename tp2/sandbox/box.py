@@ -209,10 +209,11 @@ class Sandbox:
         self.api.wait()
         self.api = self.start_api(self.objects)
 
-    def start_sshd(self) -> None:
-        """Start the SSH endpoint and return when it listens."""
+    def start_sshd(self, **directives: str) -> None:
+        """Start the SSH endpoint, with other *directives* in its configuration; return when it listens."""
         config = self.directory / "sshd_config"
-        config.write_text(_SSHD_CONFIG.format(node=NODE, port=SSH_PORT, directory=self.directory))
+        first = "".join(f"{name} {value}\n" for name, value in directives.items())
+        config.write_text(first + _SSHD_CONFIG.format(node=NODE, port=SSH_PORT, directory=self.directory))
         command = [shutil.which("sshd", path=SEARCH_PATH) or "sshd", "-D", "-e", "-f", str(config)]
         uid, gid = os.getuid(), os.getgid()
         if uid != 0:

@@ -28,11 +28,16 @@ LOG_INTERVAL = 10.0
 
 
 class Flow(Relay):
-    """One connection on its way to *destination*; see :class:`~tp2.socks.relay.Relay` for its counters and end."""
+    """One connection on its way to *destination*; see :class:`~tp2.socks.relay.Relay` for its counters and end.
 
-    def __init__(self, destination: Destination, on_close: Callable[[], None]) -> None:
+    ``refusal`` is why it got no channel, if it got none; nobody is told of that if it is ``quiet``.
+    """
+
+    def __init__(self, destination: Destination, on_close: Callable[[], None], *, quiet: bool = False) -> None:
         super().__init__(on_close)
         self.destination = destination
+        self.quiet = quiet
+        self.refusal: ChannelRefused | None = None
 
 
 class Connector:
@@ -55,13 +60,21 @@ class Connector:
         """Open channels through *tunnel* from now on; those that are open stay with the one they have."""
         self._tunnel = tunnel
 
-    def carry(self, sock: socket.socket, destination: Destination, on_close: Callable[[Flow], None]) -> Flow:
+    def carry(
+        self,
+        sock: socket.socket,
+        destination: Destination,
+        on_close: Callable[[Flow], None],
+        *,
+        quiet: bool = False,
+    ) -> Flow:
         """Connect *sock*, an accepted TCP socket, to *destination*; returns at once and never raises.
 
         :param sock: connected and non-blocking; belongs to the flow from here on.
         :param on_close: called once, later, when *sock* is closed.
+        :param quiet: neither count nor log that it gets no channel: whoever made it asks for its ``refusal``.
         """
-        flow = Flow(destination, lambda: self._closed(flow, lambda: on_close(flow)))
+        flow = Flow(destination, lambda: self._closed(flow, lambda: on_close(flow)), quiet=quiet)
         self._start(flow, self._accept(flow, sock, destination))
         if self._closing:
             flow.abort()
@@ -148,7 +161,10 @@ class Connector:
         port: int,
         answer: Callable[[ChannelRefused | None], bytes],
     ) -> None:
-        self._count(refused, host, port)
+        if isinstance(relay, Flow):
+            relay.refusal = refused
+        if not (isinstance(relay, Flow) and relay.quiet):
+            self._count(refused, host, port)
         relay.refuse(answer(refused))
 
     def _count(self, refused: ChannelRefused, host: str, port: int) -> None:
