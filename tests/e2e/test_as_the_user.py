@@ -1,4 +1,4 @@
-"""Under sudo, only the helper is root: the daemon is the user, and what it makes is theirs."""
+"""Under sudo, nothing stays root: the daemon is the user, what it makes is theirs, and the helper is nobody else."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Laptop
+from tp2.forward.capabilities import OWN_USER
 from tp2.sandbox.box import tp2_command
 
 NOBODY = 65534
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_under_sudo_the_daemon_runs_as_the_user_and_the_helper_as_root(laptop: Laptop) -> None:
+def test_under_sudo_the_daemon_runs_as_the_user_and_the_helper_as_a_user_of_its_own(laptop: Laptop) -> None:
     # Their home: a directory of their own, on a path that they can walk.
     laptop.box.directory.chmod(0o755)
     home = laptop.box.directory / "home"
@@ -49,7 +50,7 @@ def test_under_sudo_the_daemon_runs_as_the_user_and_the_helper_as_root(laptop: L
         for name, mark in (("daemon", b"\0up\0--detach"), ("helper", b"tp2.forward.helper"))
         if mark in Path(f"/proc/{pid}/cmdline").read_bytes()
     }
-    assert owners == {"daemon": NOBODY, "helper": 0}
+    assert owners == {"daemon": NOBODY, "helper": OWN_USER}
     assert {path.stat().st_uid for path in home.rglob("*")} == {NOBODY}
     assert run(*tp2_command("down")).returncode == 0
     assert laptop.ruleset() == ""
