@@ -29,7 +29,7 @@ import ipaddress
 import socket
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from tp2.errors import AlreadyRunning, ForwarderError, PrivilegeError
 from tp2.forward import nftables_needs
@@ -174,10 +174,13 @@ class Nftables:
         """See :meth:`tp2.forward.rules.Rules.refused`; what is refused while this runs may go uncounted."""
         found = {}
         for name in ("refused4", "refused6"):
-            for item in self._opened().read(f"list set {TABLE} {name}"):
-                for element in item.get("set", {}).get("elem", ()):
-                    address, port = element["elem"]["val"]["concat"]
-                    found[Destination(str(address), int(port))] = int(element["elem"]["counter"]["packets"])
+            answer = self._opened().read(f"list set {TABLE} {name}")
+            try:
+                found.update(_counts(answer))
+            except (LookupError, TypeError, ValueError) as error:
+                raise ForwarderError(
+                    "cannot read what was refused", f"not as libnftables-json(5) has it: {answer}", "report it"
+                ) from error
         if found:
             self._commit([f"flush set {TABLE} refused4", f"flush set {TABLE} refused6"])
         return found
@@ -238,6 +241,16 @@ def _explain(session: Session, error: str) -> NoReturn:
             "run tp2 up as root or through sudo; in a container, grant CAP_NET_ADMIN",
         )
     raise nftables_needs.missing(session, error)
+
+
+def _counts(answer: list[dict[str, Any]]) -> dict[Destination, int]:
+    """Return the counters of a set's elements, from what listing it came to."""
+    elements = [element["elem"] for item in answer for element in item.get("set", {}).get("elem", ())]
+    return {
+        Destination(str(address), int(port)): int(element["counter"]["packets"])
+        for element in elements
+        for address, port in [element["val"]["concat"]]
+    }
 
 
 def _is_elsewhere(address: str) -> bool:

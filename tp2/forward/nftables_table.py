@@ -75,11 +75,11 @@ add rule {TABLE} prerouting jump cluster_in
 
 # What was not redirected. A stopgap route is for what is: the interface named here is that of before NAT.
 add chain {TABLE} local_out {{ type filter hook output priority -10; policy accept; }}
-add rule {TABLE} local_out oifname "{DEVICE}" ct status ! dnat reject with icmpx no-route
+add rule {TABLE} local_out oifname "{DEVICE}" ct status & dnat == 0 reject with icmpx type no-route
 add rule {TABLE} local_out meta mark {MARK:#x} return
 add rule {TABLE} local_out jump refuse
 add chain {TABLE} forward {{ type filter hook forward priority -10; policy accept; }}
-add rule {TABLE} forward oifname "{DEVICE}" reject with icmpx no-route
+add rule {TABLE} forward oifname "{DEVICE}" reject with icmpx type no-route
 add rule {TABLE} forward iifname @inlets jump refuse
 
 # Ports of inlets take what was redirected to them, and loopback addresses nothing from outside (as kubelet has it):
