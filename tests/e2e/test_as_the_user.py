@@ -1,4 +1,4 @@
-"""Only the helper is root, whoever starts tp2 how: the daemon is the user, and what it makes is theirs."""
+"""Nothing stays root: the daemon is the user, what it makes is theirs, and the helper is nobody else."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Laptop
+from tp2.forward.capabilities import OWN_USER
 from tp2.sandbox.box import tp2_command
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -61,9 +62,9 @@ class Person:
         return found
 
     def has_tp2(self) -> None:
-        """tp2 is up, the helper alone is root, and it works."""
+        """tp2 is up, the helper is a user of its own, and it works."""
         assert self.laptop.curl("http://web.shop/") == "this is web.shop, port 80\n"
-        assert self.owners() == {"daemon": NOBODY, "helper": 0}
+        assert self.owners() == {"daemon": NOBODY, "helper": OWN_USER}
         assert {path.stat().st_uid for path in self.home.rglob("*")} == {NOBODY}
 
     def has_nothing_left(self) -> None:
@@ -90,7 +91,7 @@ def person(laptop: Laptop) -> Iterator[Person]:
     shutil.rmtree(home)
 
 
-def test_under_sudo_the_daemon_runs_as_the_user_and_the_helper_as_root(person: Person) -> None:
+def test_under_sudo_the_daemon_runs_as_the_user_and_the_helper_as_a_user_of_its_own(person: Person) -> None:
     # As sudo sets them.
     sudo = {"SUDO_UID": str(NOBODY), "SUDO_GID": str(NOBODY), "SUDO_USER": "nobody"}
     done = person.run(*person.up_command, **sudo)

@@ -161,13 +161,20 @@ def ruleset(host: Host) -> str:
 
 
 def network(host: Host) -> dict[str, str]:
-    """Return all of a host's network that tp2 might touch."""
+    """Return all of a host's network that tp2 might touch.
+
+    Without what the kernel itself changes for a while after an interface came up: its state, and link-local addresses.
+    """
+
+    def routes(*family: str) -> str:
+        lines = host.run("ip", *family, "route", "show", "table", "all").replace(" linkdown", "").splitlines()
+        return "\n".join(line for line in lines if "fe80:" not in line and "ff00:" not in line)
+
     return {
         "rules": ruleset(host),
-        # Without their state, which the kernel reports when it likes.
         "links": "".join(line.split()[0] + "\n" for line in host.run("ip", "-brief", "link").splitlines()),
         "addresses": host.run("ip", "-oneline", "addr", "show", "scope", "global"),
-        "routes": host.run("ip", "route", "show", "table", "all"),
-        "routes6": host.run("ip", "-6", "route", "show", "table", "all"),
+        "routes": routes(),
+        "routes6": routes("-6"),
         "policy": host.run("ip", "rule") + host.run("ip", "-6", "rule"),
     }

@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.forward.kit import Sockets, arrives, original_destination, ruleset, running
 from tp2.errors import ForwarderError
-from tp2.forward.nftables import REFUSED_SIZE
+from tp2.forward.nftables_table import REFUSED_SIZE
 from tp2.forward.protocol import Cluster, Exempt, Update
 from tp2.sandbox.namespaces import Host
 from tp2.types import Destination, Redirect

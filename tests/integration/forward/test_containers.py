@@ -167,6 +167,8 @@ def test_a_containers_queries_come_to_us(place: Place, nameserver: str) -> None:
 _EMBEDDED = """
 import socket, sys
 inside, outside = (socket.socket(fileno=int(descriptor)) for descriptor in sys.argv[2:])
+inside.setblocking(True)
+outside.setblocking(True)
 while True:
     question, peer = inside.recvfrom(512)
     outside.sendto(question, (sys.argv[1], 53))

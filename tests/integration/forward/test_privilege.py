@@ -145,6 +145,15 @@ def test_one_family_is_no_licence_for_the_other(host: Host, sockets: Sockets) ->
             helper.ask(Cluster((WEB6.address,), (), 20000))
 
 
+def test_a_port_for_addresses_that_are_there_already_is_checked_too(host: Host, sockets: Sockets) -> None:
+    sockets.listen("127.0.0.1", 20000)
+    with running(host) as helper:
+        helper.ask(Cluster((WEB.address, WEB6.address), (), None))
+        for port in (20000, 20001):
+            with pytest.raises(ForwarderError, match="nobody listens there"):
+                helper.ask(Cluster((), (), port))
+
+
 # Asks, as a user, over a channel it was given, for a redirect of 10.96.0.1:80 to a port.
 _ASK = """
 import os, socket, sys

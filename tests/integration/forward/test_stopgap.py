@@ -105,6 +105,28 @@ def test_routes_and_device_are_gone_however_the_helper_ends(offline: Host, there
         assert network(offline) == before
 
 
+def test_killed_in_the_middle_of_its_work_the_helper_leaves_nothing(offline: Host, there: Sockets) -> None:
+    before = network(offline)
+    changes = [
+        protocol.encode_request(request)
+        for n in range(1, 40)
+        for request in (
+            Update((Redirect(Destination(f"10.96.1.{n}", 80), 20001), Redirect(WEB6._replace(port=n), 20001)), ()),
+            Cluster((f"10.97.1.{n}", f"fd00:97::{n:x}"), (), 20001 if n % 2 else None),
+            Update((), (Destination(f"10.96.1.{n - 1}", 80),)),
+        )
+    ]
+    for answered in (0, 1, 2, 5, 11, 40, 90):
+        with running(offline) as helper:
+            helper.channel.sendall(b"".join(changes))
+            for _ in range(answered):
+                assert helper.lines.readline() == protocol.encode_reply()
+            # Whatever it is doing now: the requests that follow are there already.
+            os.kill(helper.process.pid, signal.SIGKILL)
+            helper.process.wait(PATIENCE)
+            assert network(offline) == before
+
+
 def test_nothing_else_is_sent_into_the_device(offline: Host, there: Sockets) -> None:
     with running(offline) as helper:
         helper.ask(Update((Redirect(WEB, 20001), Redirect(WEB6, 20001)), ()))
