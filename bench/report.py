@@ -26,6 +26,9 @@ from rich.table import Table
 
 T = TypeVar("T")
 
+# What others were doing on the machine when the bench began: it tells how far the figures can be trusted.
+_LOAD_BEFORE = os.getloadavg()[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -138,4 +141,5 @@ def _circumstances() -> str:
         platform.machine(),
     )
     today = datetime.now(UTC).strftime("%Y-%m-%d")
-    return f"{today}, {os.cpu_count()} x {model}, Linux {platform.release()}, Python {platform.python_version()}"
+    machine = f"{os.cpu_count()} x {model}, Linux {platform.release()}, Python {platform.python_version()}"
+    return f"{today}, {machine}, load before: {_LOAD_BEFORE:.1f}"

@@ -46,7 +46,7 @@ from tp2.dns.message import (
     truncate,
 )
 from tp2.dns.names import BadName
-from tp2.dns.records import CLASS_IN, Type, address_record
+from tp2.dns.records import CLASS_IN, Record, Type, address_record
 from tp2.dns.servers import server_text
 from tp2.dns.upstream import Reply, Upstream, UpstreamError
 from tp2.dns.zone import Answer, ZoneConfig, could_be_short, is_cluster_name, resolve, resolve_expanded
@@ -250,7 +250,7 @@ class Responder:
 
     def _answer(self, exchange: _Exchange, answer: Answer, wanted: tuple[Wanted, ...], catalog: Catalog) -> bytes:
         if answer.rcode == Rcode.SERVFAIL:
-            return self._fail(exchange, ExtendedError(Ede.OTHER, answer.reason))
+            return self._fail(exchange, ExtendedError(Ede.OTHER, answer.reason), answers=answer.answers)
         try:
             reply = build_reply(
                 exchange.query,
@@ -296,12 +296,15 @@ class Responder:
             if chain.truncated:
                 reply = await self._exchange(message, tcp=True)
                 chain = read_chain(reply.message)
-            if reply.failures:
-                raise UpstreamError(Ede.NO_REACHABLE_AUTHORITY, reply.failures)
-        except UpstreamError as error:
-            return self._fail(exchange, ExtendedError(error.code, f"{target}: {error.words}"))
-        except (BadName, BadReply) as error:
+            if reply.failures or chain.rcode not in (Rcode.NOERROR, Rcode.NXDOMAIN):
+                words = reply.failures or f"{server_text(reply.server)} answered with code {chain.rcode}"
+                raise UpstreamError(Ede.NO_REACHABLE_AUTHORITY, words)
+        except BadName as error:
             return self._fail(exchange, ExtendedError(Ede.OTHER, f"{target}: {error}"))
+        except (UpstreamError, BadReply) as error:
+            # The alias is as true as ever; the response code is about its end (RFC 6604 section 3).
+            code = error.code if isinstance(error, UpstreamError) else Ede.OTHER
+            return self._fail(exchange, ExtendedError(code, f"{target}: {error}"), answers=answer.answers)
         whole = build_reply(
             query,
             chain.rcode,
@@ -376,10 +379,16 @@ class Responder:
         error = ExtendedError(Ede.NOT_SUPPORTED, why)
         return build_reply(exchange.query, rcode, error=error, limit=exchange.limit)
 
-    def _fail(self, exchange: _Exchange, error: ExtendedError, rcode: Rcode = Rcode.SERVFAIL) -> bytes:
+    def _fail(
+        self,
+        exchange: _Exchange,
+        error: ExtendedError,
+        rcode: Rcode = Rcode.SERVFAIL,
+        answers: Sequence[Record] = (),
+    ) -> bytes:
         self.counters.failures += 1
         exchange.log("failed", error.text)
-        return build_reply(exchange.query, rcode, error=error, limit=exchange.limit)
+        return build_reply(exchange.query, rcode, answers=answers, error=error, limit=exchange.limit)
 
     def _unforeseen(self, data: bytes, tcp: bool, error: Exception) -> bytes:
         exchange = _Exchange(parse_query(data), data, tcp, time.perf_counter())

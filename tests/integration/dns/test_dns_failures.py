@@ -203,9 +203,10 @@ async def test_an_upstream_that_answers_with_a_failure_is_named(make_world: Make
     out = await dig(world.port, "www.example.test")
     assert f"status: {name}" in out
     assert f"{UNREACHABLE}(127.0.0.1:{address[1]}: answered {name})" in out
-    # An alias of a name there is as good as the name: that it is an alias helps nobody.
+    # That a name is an alias is known all the same; it is the end of it that fails.
     out = await dig(world.port, "outside.shop")
     assert "status: SERVFAIL" in out
+    assert "www.example.test." in out.partition("ANSWER SECTION")[2]
     assert f"{UNREACHABLE}(www.example.test: 127.0.0.1:{address[1]}: answered {name})" in out
     upstream.transport.abort()
 
