@@ -147,6 +147,7 @@ class Capture:
             shortage, table = self.way.shortage, self.way.table
             mappings: dict[str, Any] = {
                 "live": len(table),
+                "made": table.made,
                 "capacity": table.capacity,
                 "failed_lookups": shortage.lookups,
                 "last_failed": shortage.last,
@@ -155,6 +156,7 @@ class Capture:
         else:
             mappings = {
                 "live": len(self.way.usage),
+                "made": None,
                 "capacity": None,
                 "failed_lookups": 0,
                 "last_failed": None,

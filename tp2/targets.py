@@ -55,7 +55,8 @@ def _of_name(name: str, port: int | None, catalog: Catalog, config: ZoneConfig) 
     failed = next((answer for answer in answers if answer.rcode != Rcode.NOERROR), None)
     if failed is not None:
         raise UsageError(f"cannot map {name}", failed.reason, "see 'kubectl get services' for what there is")
-    found = {item.destination: item for answer in answers for item in answer.wanted}
+    # Nobody has been given an answer, so nobody has one in a cache.
+    found = {item.destination: item._replace(ttl=0) for answer in answers for item in answer.wanted}
     if port is not None:
         labels = {item.destination.address: item.name for item in found.values()}
         addresses = [address for answer in answers for address in _addresses(answer)]

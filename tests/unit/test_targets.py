@@ -36,9 +36,9 @@ def test_an_address_and_a_port_mean_themselves() -> None:
 
 @pytest.mark.parametrize("name", ["web", "web.shop", "web.shop.svc", "web.shop.svc.cluster.local", "WEB.Shop."])
 def test_a_name_means_all_its_tcp_ports_in_both_families(name: str) -> None:
-    assert [item.destination for item in targets(name, CATALOG, CONFIG)] == [
-        Destination("10.96.1.1", 80),
-        Destination("fd00:96::1", 80),
+    assert targets(name, CATALOG, CONFIG) == [
+        Wanted("web.shop", Destination("10.96.1.1", 80), 0),
+        Wanted("web.shop", Destination("fd00:96::1", 80), 0),
     ]
 
 

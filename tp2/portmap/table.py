@@ -119,6 +119,8 @@ class Table:
         self._queued = 0
         self.idle_timeout = idle_timeout
         self.rest = rest
+        #: How many mappings there have been.
+        self.made = 0
         by_ports = sum(pool.capacity for pool in self._ports.values())
         self.capacity = by_ports if capacity is None else min(by_ports, capacity)
 
@@ -152,6 +154,7 @@ class Table:
             local = self._ports[wanted.destination.is_ipv6].take(now)
             mapping = Mapping(wanted.destination, local, wanted.name, now, now)
             self._mappings[wanted.destination] = mapping
+            self.made += 1
         elif mapping.phase is not Phase.LIVE:
             mapping.phase = Phase.OPENING
         self._answered(mapping, wanted, now)
