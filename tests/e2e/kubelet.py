@@ -7,6 +7,7 @@ ConfigMaps' files. What it has instead of a container runtime is :mod:`tp2.sandb
 from __future__ import annotations
 
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ class Kubelet:
 
     def _start(self, name: str, deployment: Object) -> None:
         maps = self._config_maps()
-        directory = self._box.directory / f"{name}-{self._address}"
+        directory = Path(tempfile.mkdtemp(prefix="pod-", dir=self._box.directory))
         applied = [{**deployment, "kind": "Deployment"}, *({**item, "kind": "ConfigMap"} for item in maps.values())]
         assert CONFIG in maps
         self._kill()
