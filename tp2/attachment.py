@@ -23,7 +23,7 @@ from tp2.types import Destination
 
 _PORTS: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 
-#: Seconds that the Kubernetes API and the SSH endpoint each have to come up in.
+#: Seconds that the Kubernetes API, once it is logged in to, and the SSH endpoint each have to come up in.
 START_TIMEOUT: Final = 15.0
 
 
@@ -68,12 +68,18 @@ class Attachment:
             await start
             report(name, outcome())
 
+        async def start_tunnel() -> None:
+            if self._installed is not None:
+                # It is asked for there, once somebody has logged in, and that has no bound of ours.
+                await self.cluster.session.opened.wait()
+            await self.tunnel.start(START_TIMEOUT)
+
         try:
             # The way to the API is a proxy's if there is one.
             self._api = await _addresses(self.access.proxy or self.access.server)
             async with asyncio.TaskGroup() as group:
                 group.create_task(stage("cluster", self.cluster.start(START_TIMEOUT), self.describe_cluster))
-                group.create_task(stage("tunnel", self.tunnel.start(START_TIMEOUT), self.describe_tunnel))
+                group.create_task(stage("tunnel", start_tunnel(), self.describe_tunnel))
         except BaseExceptionGroup as failures:
             await self.close()
             raise first_cause(failures) from failures

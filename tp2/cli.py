@@ -306,6 +306,14 @@ def _cluster_options(command: Callable[..., None]) -> Callable[..., None]:
 @_cluster_options
 @click.option("--image", metavar="REF", help="Image with OpenSSH's sshd. [default: a public one, pinned by version]")
 @click.option("--identity", "-i", type=EXISTING_FILE, help="Key to let in. [default: the SSH agent's, then ~/.ssh]")
+@click.option(
+    "--timeout",
+    metavar="DURATION",
+    type=Parsed("duration", settings.parse_duration),
+    default="3m",
+    show_default=True,
+    help="How long the endpoint may take to become ready.",
+)
 @click.option("--print", "print_only", is_flag=True, help="Print what would be applied, and touch no cluster.")
 def install(print_only: bool, **options: Any) -> None:
     """Put the SSH endpoint into the cluster, let your key in, and wait until it is ready.
