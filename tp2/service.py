@@ -81,6 +81,8 @@ class Systemd:
 
     def _did_not_start(self, error: Tp2Error, before: str) -> Tp2Error:
         """Return the error that tp2 itself wrote into the journal, or *error* if there is none."""
+        # The journal may be a little behind.
+        _run("journalctl", "--sync", check=False)
         cursor = before.rpartition("-- cursor: ")[2].strip()
         options = [
             "--unit",

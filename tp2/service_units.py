@@ -48,10 +48,11 @@ StartLimitIntervalSec=0
 [Service]
 Type=notify
 NotifyAccess=main
-{prepare}ExecStart={command}
+# RuntimeDirectory= would belong to root; the plus signs are for the right to give it away, which the service lacks.
+ExecStartPre=+/bin/sh -c "exec install -d -o {uid} -g {gid} -m 0700 {runtime}"
+ExecStart={command}
+ExecStopPost=+/bin/rm -rf {runtime}
 {environment}
-RuntimeDirectory={directory}
-RuntimeDirectoryMode=0700
 LimitNOFILE=524288
 
 # The daemon lets go of the rules in order, and the helper ends with it.
@@ -122,17 +123,16 @@ class Service:
 def systemd_unit(service: Service) -> str:
     """Return a unit for systemd's system manager: ready when tp2 says so, hardened, started again after a failure."""
     user = service.user
-    # systemd makes the directory root's; the plus sign is for the right to give it away, which the service lacks.
-    owner = f"+/bin/chown {user.uid}:{user.gid} {service.runtime}"
     return _SYSTEMD.format(
         mark=MARK,
         user=user.name.replace("%", "%%"),
-        prepare="" if user.uid == 0 else f"ExecStartPre={owner}\n",
+        uid=user.uid,
+        gid=user.gid,
+        runtime=service.runtime,
         command=_systemd_command(service.command),
         environment="\n".join(
             f"Environment={_systemd_quoted(f'{name}={value}')}" for name, value in service.variables().items()
         ),
-        directory=service.runtime.name,
         interrupted=int(ExitCode.INTERRUPTED),
         lasting=" ".join(str(int(code)) for code in _LASTING),
         capabilities=" ".join(CAPABILITIES),

@@ -46,13 +46,13 @@ def test_the_unit_names_the_user_as_sudo_would() -> None:
 def test_root_without_a_user_stays_root() -> None:
     settings = read(systemd_unit(service(user=User(0, 0, "root", Path("/root")))))
     assert not any(value.startswith("SUDO_") for value in settings["Environment"])
-    assert "ExecStartPre" not in settings
+    assert "TP2_RUNTIME_DIR=/run/tp2-0" in settings["Environment"]
 
 
 def test_the_runtime_directory_is_the_users() -> None:
     settings = read(systemd_unit(service()))
-    assert settings["RuntimeDirectory"] == ["tp2-1000"]
-    assert settings["ExecStartPre"] == ["+/bin/chown 1000:1001 /run/tp2-1000"]
+    assert "install -d -o 1000 -g 1001 -m 0700 /run/tp2-1000" in settings["ExecStartPre"][0]
+    assert settings["ExecStopPost"] == ["+/bin/rm -rf /run/tp2-1000"]
     assert "TP2_RUNTIME_DIR=/run/tp2-1000" in settings["Environment"]
 
 
