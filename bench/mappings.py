@@ -110,7 +110,7 @@ def _memory(values: tuple[float, float]) -> Figure:
 
 
 def _fill(daemon: Tp2, size: int) -> tuple[float, float]:
-    """Look up what makes *size* mappings; return the KiB that each of them costs, in the processes and in the kernel."""
+    """Look up what makes *size* mappings; return the KiB that each costs, in the processes and in the kernel."""
     before, slab = _resident(daemon), _slab()
     questions = "".join(f"{name}.{WHERE}.svc.cluster.local A\n" for name, _ in _services(size))
     daemon.box.laptop.run(
