@@ -35,7 +35,7 @@ class Effort:
     :param seconds: that one run of dnsperf takes.
     :param small: services of the small cluster; likewise *middle* and *large*.
     :param many: how many names of the large cluster are asked for, where it is not as many as the small one has. Each
-        becomes a mapping, of which tp2 holds at most 8,750 with the ports that it uses by default.
+        becomes a mapping, of which tp2 holds as many as it may open files, but for a quarter.
     :param fresh: names that are looked up for the first time in each round, one after the other.
     :param burst: the same for those that are looked up all at once.
     :param changes: objects that are created and deleted in each round.

@@ -14,6 +14,9 @@ logger = logging.getLogger(__name__)
 #: Destinations that are told apart; connections to more of them are only counted.
 MOST: Final = 1000
 
+#: How many are explained: whoever connects to more is looking around, and the log need not tell of each.
+EXPLAINED: Final = 20
+
 #: How many ``tp2 status`` shows.
 SHOWN: Final = 10
 
@@ -30,14 +33,17 @@ class Refusals:
         self._counts: Counter[Destination] = Counter()
 
     def note(self, refused: Mapping[Destination, int]) -> None:
-        """Count connections, and explain those to a destination that has not been seen before."""
+        """Count connections, and explain those to a destination that has not been seen before, if it is not too many."""
         for destination, count in refused.items():
             self.total += count
             if destination in self._counts:
                 self._counts[destination] += count
             elif len(self._counts) < MOST:
                 self._counts[destination] = count
-                logger.warning("%s", self._explain(destination))
+                if len(self._counts) <= EXPLAINED:
+                    logger.warning("%s", self._explain(destination))
+                elif len(self._counts) == EXPLAINED + 1:
+                    logger.warning("connections to still others are refused: 'tp2 status' counts them")
 
     def summary(self) -> dict[str, Any]:
         """Return the object for ``tp2 status --json``."""
