@@ -35,7 +35,9 @@ class Attachment:
 
     def __init__(self, settings: Settings, access: Access, trouble: str | None = None) -> None:
         self.access = access
-        self.cluster = Cluster(access, namespaces=settings.namespaces)
+        #: Called when the catalog is another.
+        self.on_change: Callable[[], None] = lambda: None
+        self.cluster = Cluster(access, namespaces=settings.namespaces, on_change=lambda _: self.on_change())
         self.trouble = trouble
         self._installed: InstalledEndpoint | None = None
         self._following: asyncio.Task[None] | None = None
@@ -106,7 +108,11 @@ class Attachment:
 
     def leads_here(self, destination: Destination) -> bool:
         """Whether *destination* is on tp2's own way to the cluster, which must not be led through the cluster."""
-        return destination in self.tunnel.peer_addresses or destination in self._api
+        return destination in self.own_way()
+
+    def own_way(self) -> frozenset[tuple[str, int]]:
+        """The addresses and ports that tp2 itself connects to, as of now."""
+        return self._api.union(self.tunnel.peer_addresses)
 
     def describe_cluster(self) -> str:
         """Say in a line which cluster is watched."""

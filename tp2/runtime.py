@@ -11,7 +11,6 @@ import errno
 import fcntl
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -21,13 +20,31 @@ from tp2.errors import AlreadyRunning, Tp2Error
 
 def default_directory(uid: int) -> Path:
     """Return the directory for a user without TP2_RUNTIME_DIR: below /run where there is one for them."""
-    if uid == 0 and Path("/run").is_dir():
-        return Path("/run/tp2")
+    service = service_directory(uid)
+    if (uid == 0 and service.parent.is_dir()) or _belongs_to(service, uid):
+        return service
     own = os.environ.get("XDG_RUNTIME_DIR") if uid == os.getuid() else None
     for candidate in (own, f"/run/user/{uid}"):
         if candidate and Path(candidate).is_dir():
             return Path(candidate) / "tp2"
+    import tempfile  # a tenth of the time that 'tp2 mappings' takes
+
     return Path(tempfile.gettempdir()) / f"tp2-{uid}"
+
+
+def service_directory(uid: int) -> Path:
+    """Return where ``tp2 service install`` puts the directory of a user: unlike their own, it is there before they
+    log in, and named alike for the service and for them. Only root can make it."""
+    run = Path("/run") if Path("/run").is_dir() else Path("/var/run")
+    return run / (f"tp2-{uid}" if uid else "tp2")
+
+
+def _belongs_to(path: Path, uid: int) -> bool:
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == uid
 
 
 class RuntimeDirectory:

@@ -1,4 +1,4 @@
-"""Only the helper is root, with sudo before tp2 and without: everything else is the user's, and done as the user.
+"""Nothing stays root, with sudo before tp2 and without: everything but the helper is the user's, and done as the user.
 
 The sudo is the real one, with Debian's configuration. The user has what sudo does not pass on: a kubeconfig that
 KUBECONFIG names, a credential plugin on a PATH of their own, and a variable that it wants.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
+import tracemalloc
 from collections.abc import Sequence
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from tp2.cluster.catalog import Catalog, Endpoint, Port, Service
 from tp2.dns.ask import is_reply
-from tp2.dns.chain import BadReply, read_chain
+from tp2.dns.chain import BadReply, code_to_explain, read_chain
 from tp2.dns.message import BadQuery, build_query, build_reply, parse_query
 from tp2.dns.names import name_octets
 from tp2.dns.records import Type
@@ -161,6 +163,7 @@ def test_whatever_exists_in_the_zone_has_parents_that_exist(labels: list[str], q
 @given(st.binary(max_size=400), st.binary(max_size=200))
 def test_any_reply_is_survived(data: bytes, tail: bytes) -> None:
     for message in (data, b"\0\0\x80\0\0\1\0\3\0\1\0\0\1a\0\0\1\0\1" + tail):
+        code_to_explain(message)
         try:
             chain = read_chain(message)
         except BadReply:
@@ -181,6 +184,38 @@ def test_names_survive_being_text(labels: list[bytes], qtype: int) -> None:
 def test_any_bytes_may_claim_to_be_the_reply(reply: bytes, ident: bytes, question: bytes) -> None:
     if is_reply(reply, ident, question):
         assert reply[:2] == ident
+
+
+def test_hostile_packets_leave_nothing_behind() -> None:
+    header = b"\0\1\1\0\0\1\0\0\0\0\0\0"
+    hostile = [
+        b"",
+        bytes(12),
+        b"\xff" * 4000,
+        header + b"\xc0\x0c\0\1\0\1",
+        header + (b"\x3f" + b"a" * 63) * 60,
+        header + b"\xc8" + bytes(300),
+        header[:6] + b"\xff" * 6 + b"\0\0\1\0\1",
+        header[:10] + b"\0\1\0\0\1\0\1" + b"\0\0\x29\xff\xff\0\0\0\0\0\4\0\x0a\xff\xff",
+        pack([b"web", b"shop"], 252, 1, 0x0100, 1232),
+        pack([b"cluster", b"local"], 1, 255, 0x2800, 65535),
+    ]
+    responder = make_responder()
+
+    def flood(times: int) -> int:
+        for number in range(times):
+            for data in hostile:
+                ident = number.to_bytes(2)
+                assert isinstance(responder.respond(ident + data[2:], tcp=bool(number & 1)), bytes)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = flood(50)
+        assert flood(500) - before < 20_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_walk_over_the_largest_message_is_short() -> None:

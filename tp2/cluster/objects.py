@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 """The label that ties an EndpointSlice to its Service."""
 
+TOLERATE_UNREADY_ANNOTATION = "service.alpha.kubernetes.io/tolerate-unready-endpoints"
+"""What publishNotReadyAddresses was before it was a field; the DNS specification (section 2.1) still goes by it."""
+
 _PROTOCOLS = frozenset(("TCP", "UDP", "SCTP"))
 
 
@@ -67,7 +70,7 @@ def parse_service(key: Key, obj: object) -> Service | None:
         ports=_ports(spec.get("ports")),
         headless="None" in addresses,
         external_name=name.rstrip(".") if external and isinstance(name, str) else "",
-        publish_not_ready=spec.get("publishNotReadyAddresses") is True,
+        publish_not_ready=spec.get("publishNotReadyAddresses") is True or _tolerates_unready(obj),
     )
 
 
@@ -94,6 +97,11 @@ def parse_slice(key: Key, obj: object) -> Slice | None:
             for address in _addresses(_list(endpoint.get("addresses")))
         )
     return Slice(Key(key.namespace, service), tuple(endpoints))
+
+
+def _tolerates_unready(obj: object) -> bool:
+    annotations = _dict(_dict(_dict(obj).get("metadata")).get("annotations"))
+    return annotations.get(TOLERATE_UNREADY_ANNOTATION) == "true"
 
 
 def _pod(endpoint: dict[object, object]) -> str:

@@ -176,7 +176,8 @@ class Cluster:
         except MayNotList as forbidden:
             if self._scopes != [None]:
                 raise
-            self._scopes, self._builder = [self._access.namespace], CatalogBuilder()
+            self._scopes = [self._access.namespace]
+            self._builder = CatalogBuilder(listed=frozenset((self._access.namespace,)))
             self._streams = self._make_streams()
             try:
                 await self._list_scopes()

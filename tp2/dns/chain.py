@@ -1,5 +1,7 @@
 """The far end of a CNAME: reads an upstream's reply, so that its records can go into a reply of ours.
 
+And what else of an upstream's reply has to be known.
+
 Pure. The reply is outside input: compression pointers only lead backwards, a name comes to an end after so many
 octets and pointers, and a reply with more records than anybody needs is refused, so the work is bounded.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from tp2.dns.message import HEADER_SIZE
+from tp2.dns.message import EDE_OPTION, HEADER_SIZE, Ede
 from tp2.dns.names import label_text
 from tp2.dns.records import CLASS_IN, Record, Type
 
@@ -54,6 +56,32 @@ def read_chain(message: bytes) -> Chain:
         return _Reader(message).read()
     except (IndexError, struct.error) as error:
         raise BadReply("the reply ends early") from error
+
+
+def code_to_explain(message: bytes) -> int | None:
+    """The extended error code (RFC 8914) under which words may be added to *message*, which has none.
+
+    :returns: the code that it has, or else No Reachable Authority; None if it has words, is more than a response code,
+        or is malformed.
+    """
+    try:
+        questions, *counts = _header.unpack_from(message)[2:]
+        if questions > 1 or counts[:2] != [0, 0] or counts[2] > 1:
+            return None
+        reader = _Reader(message)
+        offset = reader.name(HEADER_SIZE)[1] + 4 if questions else HEADER_SIZE
+        if not counts[2]:
+            return Ede.NO_REACHABLE_AUTHORITY
+        opt = reader.record(offset)[0]
+        options = b"".join(part for part in opt.parts if isinstance(part, bytes))
+        while opt.type == Type.OPT and options:
+            code, length = struct.unpack_from("!HH", options)
+            if code == EDE_OPTION:
+                return int(struct.unpack_from("!H", options, 4)[0]) if length == 2 else None
+            options = options[4 + length :]
+    except (IndexError, struct.error, BadReply):
+        return None
+    return Ede.NO_REACHABLE_AUTHORITY if opt.type == Type.OPT else None
 
 
 class _Reader:

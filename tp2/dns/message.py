@@ -43,7 +43,7 @@ class Ede(IntEnum):
 class ExtendedError(NamedTuple):
     """An RFC 8914 extended error: a code and words for people."""
 
-    code: Ede
+    code: int
     text: str
 
 
@@ -53,9 +53,13 @@ HEADER_SIZE = 12
 # The largest UDP payload without EDNS (RFC 1035 section 4.2.1), and the largest message over TCP.
 PLAIN_UDP_SIZE = 512
 MAX_SIZE = 65535
+# What an IPv4 datagram has room for; a client's EDNS may say more.
+LARGEST_UDP_SIZE = 65507
 # What we say we can take over UDP (RFC 6891 section 6.2.5). Queries reach us over loopback or a bridge, where
 # there is no path MTU to fear.
 OUR_UDP_SIZE = 4096
+# RFC 8914 section 2.
+EDE_OPTION = 15
 # Extended error texts are for people; longer ones would only crowd out records.
 _EDE_TEXT_LIMIT = 300
 
@@ -66,7 +70,6 @@ _RD = 0x0100
 _RA = 0x0080
 _CD = 0x0010
 _DO = 0x8000
-_EDE_OPTION = 15
 _EDE_HEADER_SIZE = 6
 _OPT_SIZE = 11
 
@@ -118,9 +121,10 @@ def parse_query(data: bytes) -> Query:
     ident, flags, questions, answers, authorities, additionals = _header.unpack_from(data)
     if flags & _QR:
         raise BadQuery("a response, not a query")
-    malformed = _header.pack(ident, _QR | flags & (0x7800 | _RD) | Rcode.FORMERR, 0, 0, 0, 0)
+    # RFC 9619: a QUERY has one question. What other opcodes may have differs, and we pass on those only that have one.
+    rcode = Rcode.FORMERR if flags & 0x7800 == OPCODE_QUERY or questions == 1 else Rcode.NOTIMP
+    malformed = _header.pack(ident, _QR | flags & (0x7800 | _RD) | rcode, 0, 0, 0, 0)
     if questions != 1:
-        # RFC 9619: a QUERY has one question. No other opcode that we could pass on does without one either.
         raise BadQuery(f"{questions} questions", malformed)
     name, end = _read_plain_name(data, HEADER_SIZE, malformed)
     if end + 4 > len(data):
@@ -144,6 +148,8 @@ def parse_query(data: bytes) -> Query:
         end += 10 + length
         if end > len(data):
             raise BadQuery("a record ends early", malformed)
+        if rtype == Type.OPT and not _whole_options(data[end - length : end]):
+            raise BadQuery("an EDNS option ends early", malformed)
     if opt is None:
         return Query(ident, flags, name, kind, klass, question)
     size, extended, length = opt
@@ -160,6 +166,14 @@ def parse_query(data: bytes) -> Query:
         bool(extended & _DO),
         length > 0,
     )
+
+
+def _whole_options(data: bytes) -> bool:
+    """Whether the RDATA of an OPT record is options and nothing else (RFC 6891 section 6.1.2)."""
+    offset = 0
+    while offset + 4 <= len(data):
+        offset += 4 + (data[offset + 2] << 8 | data[offset + 3])
+    return offset == len(data)
 
 
 def _read_plain_name(data: bytes, offset: int, malformed: bytes) -> tuple[str, int]:
@@ -312,7 +326,7 @@ def _opt_record(query: Query, rcode: int, error: ExtendedError | None, room: int
         code, words = error
         longest = min(_EDE_TEXT_LIMIT, room - _OPT_SIZE - _EDE_HEADER_SIZE)
         text = words.encode(errors="replace")[:longest].decode(errors="ignore").encode()
-        option = struct.pack("!HHH", _EDE_OPTION, 2 + len(text), code) + text
+        option = struct.pack("!HHH", EDE_OPTION, 2 + len(text), code) + text
     # RFC 3225 section 3: the DO bit is copied. The upper bits of the response code live here (RFC 6891 section 6.1.3).
     extended = (rcode >> 4) << 24 | (_DO if query.dnssec_ok else 0)
     return b"\0" + _fixed.pack(Type.OPT, OUR_UDP_SIZE, extended, len(option)) + option

@@ -21,7 +21,7 @@ A query that is not of opcode QUERY may change something, and so is never with t
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tp2.dns.ask import ask_tcp, ask_udp, tell
@@ -53,10 +53,15 @@ class UpstreamError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A server's reply, under the ID and with the question of the client."""
+    """A server's reply, under the ID and with the question of the client.
+
+    ``failures`` says in words, of every server that was asked, why there is no better reply than this; it is empty if
+    this one is good.
+    """
 
     message: bytes
     server: Server
+    failures: str = ""
 
 
 @dataclass(slots=True)
@@ -138,10 +143,12 @@ class Race:
             reply = self._collect(loop.time())
             if reply is not None:
                 return reply
-        reply = self._spare or self._poor
-        if reply is None:
-            raise self._failure(deadline - started)
-        return reply
+        if self._spare is not None:
+            return self._spare
+        words = self._words(deadline - started)
+        if self._poor is None:
+            raise UpstreamError(Ede.NO_REACHABLE_AUTHORITY, words)
+        return replace(self._poor, failures=words)
 
     def _look(self, now: float) -> None:
         """Ask a server that is due for it, beside the one that will be asked anyway."""
@@ -200,9 +207,10 @@ class Race:
             reply = self._outcome(task, attempt, now)
             if reply is None:
                 continue
-            if reply.message[3] & 15 in _CANNOT_ANSWER:
+            rcode = reply.message[3] & 15
+            if rcode in _CANNOT_ANSWER:
                 self._poor = self._poor or reply
-                self._failures[attempt.server] = "cannot answer"
+                self._failures[attempt.server] = f"answered {Rcode(rcode).name}"
                 self._retries.pop(attempt.server, None)
                 self._fall_back(attempt, now)
             elif attempt.spare:
@@ -254,15 +262,15 @@ class Race:
         for server in silent - self._heard:
             self._health.failed(server, now)
 
-    def _failure(self, waited: float) -> UpstreamError:
+    def _words(self, waited: float) -> str:
+        """Why no server gave an answer."""
         now = asyncio.get_running_loop().time()
         reasons = [f"{server_text(server)} gave no answer in {waited:g} s" for server in self._silent()]
         reasons += [f"{server_text(server)}: {why}" for server, why in self._failures.items()]
         for server in self._health.looping(now):
             if server not in self._failures:
                 reasons.append(f"{server_text(server)}: {_LOOP}")
-        words = "; ".join(reasons) or "there is no upstream nameserver"
-        return UpstreamError(Ede.NO_REACHABLE_AUTHORITY, words)
+        return "; ".join(reasons) or "there is no upstream nameserver"
 
     def _silent(self) -> list[Server]:
         return [server for server in self._tries if server not in self._failures]

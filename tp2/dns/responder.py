@@ -30,8 +30,9 @@ from typing import Any, Concatenate, ParamSpec, Protocol
 
 from tp2.cluster.catalog import Catalog
 from tp2.dns.cache import AnswerCache, leases
-from tp2.dns.chain import BadReply, read_chain
+from tp2.dns.chain import BadReply, code_to_explain, read_chain
 from tp2.dns.message import (
+    LARGEST_UDP_SIZE,
     MAX_SIZE,
     OPCODE_QUERY,
     BadQuery,
@@ -45,10 +46,10 @@ from tp2.dns.message import (
     truncate,
 )
 from tp2.dns.names import BadName
-from tp2.dns.records import CLASS_IN, Type
+from tp2.dns.records import CLASS_IN, Record, Type, address_record
 from tp2.dns.servers import server_text
 from tp2.dns.upstream import Reply, Upstream, UpstreamError
-from tp2.dns.zone import Answer, ZoneConfig, is_cluster_name, resolve, resolve_expanded
+from tp2.dns.zone import Answer, ZoneConfig, could_be_short, is_cluster_name, resolve, resolve_expanded
 from tp2.errors import Tp2Error
 from tp2.types import Wanted
 
@@ -65,6 +66,9 @@ _MOST_REPORTS = 100
 TURN_TIMEOUT = 3.0
 """Seconds for which a question waits while another cluster is turned to: resolvers ask again after five
 (resolv.conf(5))."""
+
+# What a nameserver says of a name that it has nothing of. Many that know the local network only refuse all others.
+_NOT_THERE = frozenset((Rcode.NXDOMAIN, Rcode.REFUSED))
 
 
 class Capture(Protocol):
@@ -104,7 +108,7 @@ class _Exchange:
     @property
     def limit(self) -> int:
         """The most octets that the reply may have."""
-        return MAX_SIZE if self.tcp else self.query.udp_size
+        return MAX_SIZE if self.tcp else min(self.query.udp_size, LARGEST_UDP_SIZE)
 
     def log(self, who: str, why: str) -> None:
         """The line per query of ``--verbose``."""
@@ -125,10 +129,12 @@ class Responder:
         upstream: Upstream,
         config: ZoneConfig,
         why_unsynced: Callable[[], str],
+        hear: Callable[[str], str | None] = lambda _: None,
     ) -> None:
         self._catalog = catalog
         self._synced = synced
         self._why_unsynced = why_unsynced
+        self._hear = hear
         self._capture = capture
         self._upstream = upstream
         self._config = config
@@ -190,6 +196,8 @@ class Responder:
             if is_cluster_name(query.name, self._config):
                 return self._refuse(exchange, "the cluster's names are of class IN")
             return self._forward(exchange)
+        if (address := self._hear(query.name)) is not None:
+            return self._answer_canary(exchange, address)
         if not self._synced():
             if self._is_waited_for(query):
                 return partial(self._guard, exchange, self._when_turned)
@@ -200,8 +208,15 @@ class Responder:
         if answer is None:
             return self._forward(exchange)
         if query.edns_version:
-            return build_reply(query, Rcode.BADVERS, limit=exchange.limit)
+            return self._refuse(exchange, f"EDNS version {query.edns_version} is not known here", Rcode.BADVERS)
         return self._lead_to(exchange, answer, catalog)
+
+    def _answer_canary(self, exchange: _Exchange, address: str) -> bytes:
+        # Nobody's question, so it does not count.
+        self.counters.queries -= 1
+        query = exchange.query
+        answers = [address_record(query.name, address, 0)] if query.type == Type.A else []
+        return build_reply(query, Rcode.NOERROR, answers=answers, authoritative=True, limit=exchange.limit)
 
     def _is_waited_for(self, query: Query) -> bool:
         if self._former is None or time.monotonic() >= self._turning_until or self._turning >= _MOST_WAITING:
@@ -235,16 +250,19 @@ class Responder:
 
     def _answer(self, exchange: _Exchange, answer: Answer, wanted: tuple[Wanted, ...], catalog: Catalog) -> bytes:
         if answer.rcode == Rcode.SERVFAIL:
-            return self._fail(exchange, ExtendedError(Ede.OTHER, answer.reason))
-        reply = build_reply(
-            exchange.query,
-            answer.rcode,
-            answers=answer.answers,
-            authority=answer.authority,
-            additional=answer.additional,
-            authoritative=True,
-            limit=exchange.limit,
-        )
+            return self._fail(exchange, ExtendedError(Ede.OTHER, answer.reason), answers=answer.answers)
+        try:
+            reply = build_reply(
+                exchange.query,
+                answer.rcode,
+                answers=answer.answers,
+                authority=answer.authority,
+                additional=answer.additional,
+                authoritative=True,
+                limit=exchange.limit,
+            )
+        except BadName as error:
+            return self._fail(exchange, ExtendedError(Ede.OTHER, f"{answer.reason}: {error}"))
         self.counters.cluster_answers += 1
         # A client that sends options, such as a cookie (RFC 7873), rarely sends the same ones again. Answers from the
         # cache are not logged.
@@ -273,14 +291,21 @@ class Responder:
         query = exchange.query
         try:
             message = build_query(query.id, target, query.type, like=query)
-            chain = read_chain((await self._exchange(message, tcp=False)).message)
+            reply = await self._exchange(message, tcp=False)
+            chain = read_chain(reply.message)
             if chain.truncated:
-                chain = read_chain((await self._exchange(message, tcp=True)).message)
-        except UpstreamError as error:
-            return self._fail(exchange, ExtendedError(error.code, f"{target}: {error.words}"))
-        except (BadName, BadReply) as error:
+                reply = await self._exchange(message, tcp=True)
+                chain = read_chain(reply.message)
+            if reply.failures or chain.rcode not in (Rcode.NOERROR, Rcode.NXDOMAIN):
+                words = reply.failures or f"{server_text(reply.server)} answered with code {chain.rcode}"
+                raise UpstreamError(Ede.NO_REACHABLE_AUTHORITY, words)
+        except BadName as error:
             return self._fail(exchange, ExtendedError(Ede.OTHER, f"{target}: {error}"))
-        reply = build_reply(
+        except (UpstreamError, BadReply) as error:
+            # The alias is as true as ever; the response code is about its end (RFC 6604 section 3).
+            code = error.code if isinstance(error, UpstreamError) else Ede.OTHER
+            return self._fail(exchange, ExtendedError(code, f"{target}: {error}"), answers=answer.answers)
+        whole = build_reply(
             query,
             chain.rcode,
             answers=(*answer.answers, *chain.answers),
@@ -290,7 +315,7 @@ class Responder:
         )
         self.counters.cluster_answers += 1
         exchange.log("cluster and upstream", answer.reason)
-        return reply
+        return whole
 
     def _forward(self, exchange: _Exchange) -> Deferred:
         return partial(self._guard, exchange, self._pass_on)
@@ -300,17 +325,32 @@ class Responder:
             reply = await self._exchange(exchange.data, tcp=exchange.tcp)
         except UpstreamError as error:
             return self._fail(exchange, ExtendedError(error.code, error.words))
-        if reply.message[3] & 15 == Rcode.NXDOMAIN and exchange.query.klass == CLASS_IN:
+        query, rcode = exchange.query, reply.message[3] & 15
+        if rcode in _NOT_THERE and query.klass == CLASS_IN and query.opcode == OPCODE_QUERY:
             catalog = self._catalog()
-            answer = resolve_expanded(exchange.query.name, exchange.query.type, catalog, self._config)
+            answer = resolve_expanded(query.name, query.type, catalog, self._config)
             if answer is not None:
                 outcome = self._lead_to(replace(exchange, expanded=True), answer, catalog)
                 return outcome if isinstance(outcome, bytes) else await outcome()
+            if not self._synced() and could_be_short(query.name, self._config):
+                # That it does not exist would be remembered for as long as upstream's SOA says.
+                return self._fail(exchange, ExtendedError(Ede.NOT_READY, self._why_unsynced()))
+        if reply.failures:
+            return self._pass_failure_on(exchange, reply)
         self.counters.forwarded += 1
         exchange.log(f"upstream {server_text(reply.server)}", "not a name of the cluster")
         if len(reply.message) > exchange.limit:
             return truncate(exchange.query, reply.message)
         return reply.message
+
+    def _pass_failure_on(self, exchange: _Exchange, reply: Reply) -> bytes:
+        """What the upstream says, and why, unless it says so itself."""
+        query, code = exchange.query, code_to_explain(reply.message)
+        if query.edns_version is None or query.opcode != OPCODE_QUERY or code is None:
+            self.counters.failures += 1
+            exchange.log("failed", reply.failures)
+            return reply.message if len(reply.message) <= exchange.limit else truncate(query, reply.message)
+        return self._fail(exchange, ExtendedError(code, reply.failures), Rcode(reply.message[3] & 15))
 
     async def _exchange(self, message: bytes, *, tcp: bool) -> Reply:
         if self._forwarding >= _MOST_WAITING:
@@ -339,10 +379,16 @@ class Responder:
         error = ExtendedError(Ede.NOT_SUPPORTED, why)
         return build_reply(exchange.query, rcode, error=error, limit=exchange.limit)
 
-    def _fail(self, exchange: _Exchange, error: ExtendedError) -> bytes:
+    def _fail(
+        self,
+        exchange: _Exchange,
+        error: ExtendedError,
+        rcode: Rcode = Rcode.SERVFAIL,
+        answers: Sequence[Record] = (),
+    ) -> bytes:
         self.counters.failures += 1
         exchange.log("failed", error.text)
-        return build_reply(exchange.query, Rcode.SERVFAIL, error=error, limit=exchange.limit)
+        return build_reply(exchange.query, rcode, answers=answers, error=error, limit=exchange.limit)
 
     def _unforeseen(self, data: bytes, tcp: bool, error: Exception) -> bytes:
         exchange = _Exchange(parse_query(data), data, tcp, time.perf_counter())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tp2.dns.exempt import Exempt, ExemptSockets
 from tp2.dns.health import Health
@@ -92,7 +93,7 @@ class Upstream:
                 del self._races[key]
                 shared.task.cancel()
                 await asyncio.gather(shared.task, return_exceptions=True)
-        return Reply(query[:2] + reply.message[2:], reply.server)
+        return replace(reply, message=query[:2] + reply.message[2:])
 
     def _found_loop(self, server: Server, now: float) -> None:
         if server not in self._health.looping(now):

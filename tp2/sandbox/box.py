@@ -32,7 +32,7 @@ import yaml
 
 from tp2.cluster import manifest, sshd
 from tp2.errors import Tp2Error
-from tp2.sandbox.contents import OBJECTS, PROGRAMS
+from tp2.sandbox.contents import OBJECTS, PROGRAMS, program
 from tp2.sandbox.kubeapi_resources import BY_KIND
 from tp2.sandbox.namespaces import SEARCH_PATH, Host
 from tp2.sandbox.objects import Object
@@ -215,10 +215,11 @@ class Sandbox:
         self.api.wait()
         self.api = self.start_api(self.objects)
 
-    def start_sshd(self) -> None:
-        """Start the SSH endpoint and return when it listens."""
+    def start_sshd(self, **directives: str) -> None:
+        """Start the SSH endpoint, with other *directives* in its configuration; return when it listens."""
         config = self.directory / "sshd_config"
-        config.write_text(_SSHD_CONFIG.format(node=NODE, port=SSH_PORT, directory=self.directory))
+        first = "".join(f"{name} {value}\n" for name, value in directives.items())
+        config.write_text(first + _SSHD_CONFIG.format(node=NODE, port=SSH_PORT, directory=self.directory))
         command = [shutil.which("sshd", path=SEARCH_PATH) or "sshd", "-D", "-e", "-f", str(config)]
         uid, gid = os.getuid(), os.getgid()
         if uid != 0:
@@ -258,8 +259,9 @@ class Sandbox:
 
     def start_programs(self, *specifications: str) -> subprocess.Popen[Any]:
         """Start servers in the cluster, on addresses that become the cluster's; return when they listen."""
-        addresses = dict.fromkeys(specification.split(":")[2] for specification in specifications)
-        self.cluster.shell("\n".join(f"ip addr replace {address}/32 dev lo" for address in addresses))
+        addresses = dict.fromkeys(program(specification)[2] for specification in specifications)
+        lengths = {address: 128 if ":" in address else 32 for address in addresses}
+        self.cluster.shell("\n".join(f"ip addr replace {a}/{length} dev lo" for a, length in lengths.items()))
         return self._python(self.cluster, "tp2.sandbox.services", *specifications)
 
     def _connect(self) -> None:

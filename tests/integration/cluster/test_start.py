@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import socket
 import ssl
 from datetime import UTC, datetime, timedelta
@@ -83,6 +84,12 @@ async def test_a_server_signed_by_somebody_else(lab: Lab) -> None:
     error = await refusal(lab.path)
     assert "cannot be trusted" in error.what
     assert "fetch a new kubeconfig" in error.remedy
+
+
+async def test_a_server_that_hangs_up_is_told_of_once(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    error = await refusal(changed(lab, server=lab.api.url.replace("https:", "http:")), timeout=1.0)
+    assert "the connection broke" in error.why
+    assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
 async def test_a_server_under_a_name_that_its_certificate_lacks(lab: Lab) -> None:

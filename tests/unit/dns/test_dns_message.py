@@ -158,6 +158,8 @@ OPT = b"\0\0\x29\x10\0\0\0\0\0\0\0"
         ("a record that ends early", HEADER[:10] + b"\0\1" + b"\0\0\1\0\1" + b"\0\0\x29\x10\0\0\0\0\0\0\7"),
         ("two OPT records", HEADER[:10] + b"\0\2" + b"\0\0\1\0\1" + OPT * 2),
         ("an OPT record with a name", HEADER[:10] + b"\0\1" + b"\0\0\1\0\1" + b"\1a" + OPT),
+        ("an EDNS option that ends early", HEADER[:10] + b"\0\1\0\0\1\0\1" + OPT[:-1] + b"\6\0\x0a\0\x08ab"),
+        ("octets behind an EDNS option", HEADER[:10] + b"\0\1\0\0\1\0\1" + OPT[:-1] + b"\5\0\x0a\0\0x"),
         ("65535 records announced", HEADER[:6] + b"\xff" * 6 + b"\0\0\1\0\1"),
     ],
 )
@@ -166,6 +168,19 @@ def test_a_malformed_request_is_told_so(what: str, data: bytes) -> None:
         parse_query(data)
     header = DNSHeader.parse(_buffer(caught.value.reply))
     assert (header.id, header.qr, header.rcode) == (0x1234, 1, Rcode.FORMERR), what
+
+
+def test_unknown_edns_options_are_passed_over() -> None:
+    query = parse_query(HEADER[:10] + b"\0\1\0\0\1\0\1" + OPT[:-1] + b"\x0b\xff\xfe\0\3abc\0\x0a\0\0")
+    assert (query.edns_version, query.options) == (0, True)
+
+
+@pytest.mark.parametrize("opcode", [1, 2, 3, 6, 15])
+def test_an_opcode_whose_request_has_no_question_is_not_implemented(opcode: int) -> None:
+    with pytest.raises(BadQuery) as caught:
+        parse_query(b"\x12\x34" + bytes([opcode << 3, 0]) + bytes(8))
+    header = DNSHeader.parse(_buffer(caught.value.reply))
+    assert (header.opcode, header.rcode) == (opcode, Rcode.NOTIMP)
 
 
 def _buffer(data: bytes) -> object:

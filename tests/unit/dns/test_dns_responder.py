@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
-from dnslib import EDNS0, DNSRecord
+from dnslib import EDNS0, DNSRecord, EDNSOption
 
 from tp2.cluster.catalog import Catalog, Port, Service
 from tp2.dns.message import Ede, Rcode
@@ -57,14 +58,16 @@ class FakeUpstream(Upstream):
     def __init__(self) -> None:
         super().__init__([], exempt=_exempt)
         self.asked: list[tuple[bytes, bool]] = []
-        self.replies: list[bytes | Exception] = []
+        self.replies: list[bytes | Reply | Exception] = []
 
     async def exchange(self, query: bytes, *, tcp: bool) -> Reply:
         self.asked.append((query, tcp))
         reply = self.replies.pop(0)
         if isinstance(reply, Exception):
             raise reply
-        return Reply(query[:2] + reply[2:], ("192.0.2.53", 53))
+        if isinstance(reply, bytes):
+            reply = Reply(reply, ("192.0.2.53", 53))
+        return replace(reply, message=query[:2] + reply.message[2:])
 
 
 async def _exempt(_: socket.socket) -> None:
@@ -183,6 +186,22 @@ async def test_other_names_are_forwarded_before_the_cluster_is_listed(world: Wor
     assert len((await world.ask(request("www.example.com"))).rr) == 1
 
 
+@pytest.mark.parametrize("name", ["nope", "nope.shop", "nope.corp.example", "nope.shop.corp.example"])
+async def test_nobody_is_told_that_a_short_name_does_not_exist_before_that_is_known(world: World, name: str) -> None:
+    world.synced = False
+    world.upstream.replies = [nxdomain(name)]
+    reply = await world.ask(request(name))
+    assert reply.header.rcode == Rcode.SERVFAIL
+    assert extended_error(reply) == (Ede.NOT_READY, "services: forbidden to list")
+
+
+@pytest.mark.parametrize("name", ["nope.www.example.com", "a.b.c.corp.example", "x.y.z"])
+async def test_names_that_are_too_long_for_a_service_do_not_exist_if_upstream_says_so(world: World, name: str) -> None:
+    world.synced = False
+    world.upstream.replies = [nxdomain(name)]
+    assert (await world.ask(request(name))).header.rcode == Rcode.NXDOMAIN
+
+
 async def test_what_is_not_the_clusters_is_forwarded_as_it_is(world: World) -> None:
     data = request("www.example.com")
     world.upstream.replies = [answer("www.example.com. 60 IN A 192.0.2.1")] * 2
@@ -198,6 +217,66 @@ async def test_an_upstream_failure_is_a_server_failure_in_words(world: World) ->
     assert reply.header.rcode == Rcode.SERVFAIL
     assert extended_error(reply) == (22, "192.0.2.53 gave no answer in 2 s")
     assert world.responder.counters.failures == 1
+
+
+def refusing(name: str = "www.example.com", rcode: int = 2, failures: str = "192.0.2.53: answered SERVFAIL") -> Reply:
+    record = DNSRecord.question(name).reply()
+    record.header.rcode = rcode
+    return Reply(bytes(record.pack()), ("192.0.2.53", 53), failures)
+
+
+@pytest.mark.parametrize("rcode", [Rcode.SERVFAIL, Rcode.REFUSED, Rcode.NOTIMP])
+async def test_an_upstream_that_fails_is_passed_on_with_the_words_why(world: World, rcode: Rcode) -> None:
+    world.upstream.replies = [refusing(rcode=rcode)] * 2
+    reply = await world.ask(request("www.example.com"))
+    assert reply.header.rcode == rcode
+    assert extended_error(reply) == (22, "192.0.2.53: answered SERVFAIL")
+    plain = await world.ask(request("www.example.com", size=0))
+    assert (plain.header.rcode, plain.ar) == (rcode, [])
+    assert (world.responder.counters.failures, world.responder.counters.forwarded) == (2, 0)
+
+
+async def test_an_upstream_that_says_itself_why_it_fails_is_not_interrupted(world: World) -> None:
+    failed = refusing()
+    theirs = DNSRecord.parse(failed.message)
+    theirs.add_ar(EDNS0(opts=[EDNSOption(15, b"\0\x06bogus")]))
+    world.upstream.replies = [Reply(bytes(theirs.pack()), failed.server, failed.failures)]
+    assert extended_error(await world.ask(request("www.example.com"))) == (6, "bogus")
+
+
+async def test_an_upstream_that_only_gives_a_code_for_its_failure_keeps_it_and_is_put_into_words(world: World) -> None:
+    failed = refusing()
+    theirs = DNSRecord.parse(failed.message)
+    theirs.add_ar(EDNS0(opts=[EDNSOption(10, b"cookie!!"), EDNSOption(15, b"\0\x06")]))
+    world.upstream.replies = [Reply(bytes(theirs.pack()), failed.server, failed.failures)]
+    assert extended_error(await world.ask(request("www.example.com"))) == (6, "192.0.2.53: answered SERVFAIL")
+
+
+async def test_an_alias_whose_target_fails_is_a_failure_in_words(world: World) -> None:
+    world.upstream.replies = [refusing()]
+    reply = await world.ask(request("outside.shop"))
+    assert reply.header.rcode == Rcode.SERVFAIL
+    assert [f"{rr.rname} {rr.rdata}" for rr in reply.rr] == ["outside.shop. www.example.com."]
+    assert extended_error(reply) == (22, "www.example.com: 192.0.2.53: answered SERVFAIL")
+
+
+async def test_a_name_of_the_search_list_that_upstream_will_not_speak_of_is_the_short_name(world: World) -> None:
+    world.capture.gate.set()
+    world.upstream.replies = [refusing("web.shop.corp.example", Rcode.REFUSED)]
+    assert str((await world.ask(request("web.shop.corp.example"))).rr[0].rdata) == "10.96.0.10"
+    world.upstream.replies = [refusing("web.shop.corp.example", Rcode.SERVFAIL)]
+    assert (await world.ask(request("web.shop.corp.example"))).header.rcode == Rcode.SERVFAIL
+
+
+async def test_a_client_that_takes_more_than_a_datagram_holds_gets_a_datagram(world: World) -> None:
+    world.upstream.replies = [answer(*[f"www.example.com. 60 IN A 10.9.{n >> 8}.{n & 255}" for n in range(2000)])] * 2
+    # Compressed no more than dnslib does it: about 54 kB, and 66 kB would not go over UDP.
+    assert len((await world.ask(request("www.example.com", size=65535))).rr) == 2000
+    huge = answer(*[f"www.example.com. 60 IN TXT {'x' * 250}" for _ in range(249)])
+    assert 65507 < len(huge) <= 65535
+    world.upstream.replies = [huge] * 2
+    assert (await world.ask(request("www.example.com", size=65535))).header.tc == 1
+    assert (await world.ask(request("www.example.com", size=65535), tcp=True)).header.tc == 0
 
 
 async def test_a_forwarded_reply_larger_than_the_client_takes_is_truncated(world: World) -> None:
@@ -231,15 +310,26 @@ async def test_a_target_answered_with_garbage_never_hurts(world: World, reply: b
     assert (await world.ask(request("outside.shop"))).header.rcode in (Rcode.SERVFAIL, Rcode.NOERROR)
 
 
+async def test_a_target_that_upstream_cannot_make_sense_of_is_a_failure_in_words(world: World) -> None:
+    world.upstream.replies = [refusing(rcode=1, failures="")]
+    reply = await world.ask(request("outside.shop"))
+    assert (reply.header.rcode, len(reply.rr)) == (Rcode.SERVFAIL, 1)
+    assert extended_error(reply) == (22, "www.example.com: 192.0.2.53 answered with code 1")
+
+
 async def test_an_external_name_that_is_no_name_fails_in_words(world: World) -> None:
     reply = await world.ask(request("bad.shop"))
     assert reply.header.rcode == Rcode.SERVFAIL
     assert "not..a.name" in extended_error(reply)[1]
+    alone = await world.ask(request("bad.shop", "CNAME"))
+    assert alone.header.rcode == Rcode.SERVFAIL
+    assert extended_error(alone)[1].startswith("ExternalName service: ")
 
 
 async def test_a_newer_edns_is_told_the_version(world: World) -> None:
     reply = await world.ask(request("web.shop", version=1))
-    assert (reply.ar[0].edns_rcode, reply.ar[0].edns_ver) == (1, 0)
+    assert (reply.ar[0].edns_rcode, reply.ar[0].edns_ver, reply.rr) == (1, 0, [])
+    assert "EDNS version 1" in extended_error(reply)[1]
 
 
 @pytest.mark.parametrize(("qtype", "qclass"), [("AXFR", "IN"), ("IXFR", "IN"), ("TXT", "CH")])
