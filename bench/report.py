@@ -26,6 +26,9 @@ from rich.table import Table
 
 T = TypeVar("T")
 
+# What others were doing on the machine when the bench began: it tells how far the figures can be trusted.
+_LOAD_BEFORE = os.getloadavg()[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -47,8 +50,8 @@ class Figure:
         return median(self.values[contender])
 
     def ratio(self, contender: str, other: str) -> float | None:
-        """The median of *contender* divided by that of *other*; None where that is zero."""
-        return self.median(contender) / self.median(other) if self.median(other) else None
+        """The median of *contender* divided by that of *other*; None where there is none, or where it is zero."""
+        return self.median(contender) / self.median(other) if other in self.values and self.median(other) else None
 
 
 def alternate(rounds: int, contenders: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
@@ -138,4 +141,5 @@ def _circumstances() -> str:
         platform.machine(),
     )
     today = datetime.now(UTC).strftime("%Y-%m-%d")
-    return f"{today}, {os.cpu_count()} x {model}, Linux {platform.release()}, Python {platform.python_version()}"
+    machine = f"{os.cpu_count()} x {model}, Linux {platform.release()}, Python {platform.python_version()}"
+    return f"{today}, {machine}, load before: {_LOAD_BEFORE:.1f}"

@@ -21,7 +21,9 @@ from tp2.socks.dial import Way, direct
 from tp2.socks.tunnel import Endpoint, Tunnel
 from tp2.types import Destination
 
-#: Seconds that the Kubernetes API and the SSH endpoint each have to come up in.
+_PORTS: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
+
+#: Seconds that the Kubernetes API, once it is logged in to, and the SSH endpoint each have to come up in.
 START_TIMEOUT: Final = 15.0
 
 
@@ -33,7 +35,9 @@ class Attachment:
 
     def __init__(self, settings: Settings, access: Access, trouble: str | None = None) -> None:
         self.access = access
-        self.cluster = Cluster(access, namespaces=settings.namespaces)
+        #: Called when the catalog is another.
+        self.on_change: Callable[[], None] = lambda: None
+        self.cluster = Cluster(access, namespaces=settings.namespaces, on_change=lambda _: self.on_change())
         self.trouble = trouble
         self._installed: InstalledEndpoint | None = None
         self._following: asyncio.Task[None] | None = None
@@ -64,11 +68,18 @@ class Attachment:
             await start
             report(name, outcome())
 
+        async def start_tunnel() -> None:
+            if self._installed is not None:
+                # It is asked for there, once somebody has logged in, and that has no bound of ours.
+                await self.cluster.session.opened.wait()
+            await self.tunnel.start(START_TIMEOUT)
+
         try:
-            self._api = await _addresses(self.access.server)
+            # The way to the API is a proxy's if there is one.
+            self._api = await _addresses(self.access.proxy or self.access.server)
             async with asyncio.TaskGroup() as group:
                 group.create_task(stage("cluster", self.cluster.start(START_TIMEOUT), self.describe_cluster))
-                group.create_task(stage("tunnel", self.tunnel.start(START_TIMEOUT), self.describe_tunnel))
+                group.create_task(stage("tunnel", start_tunnel(), self.describe_tunnel))
         except BaseExceptionGroup as failures:
             await self.close()
             raise first_cause(failures) from failures
@@ -97,7 +108,11 @@ class Attachment:
 
     def leads_here(self, destination: Destination) -> bool:
         """Whether *destination* is on tp2's own way to the cluster, which must not be led through the cluster."""
-        return destination in self.tunnel.peer_addresses or destination in self._api
+        return destination in self.own_way()
+
+    def own_way(self) -> frozenset[tuple[str, int]]:
+        """The addresses and ports that tp2 itself connects to, as of now."""
+        return self._api.union(self.tunnel.peer_addresses)
 
     def describe_cluster(self) -> str:
         """Say in a line which cluster is watched."""
@@ -127,7 +142,7 @@ def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
 async def _addresses(url: str) -> frozenset[tuple[str, int]]:
     """Return the addresses and port of a URL's server; none if its name does not resolve, which others will say."""
     parts = urlsplit(url)
-    port = parts.port or 443
+    port = parts.port or _PORTS.get(parts.scheme, 443)
     try:
         found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=SOCK_STREAM)
     except OSError:

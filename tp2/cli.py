@@ -7,7 +7,6 @@ Kubernetes and SSH clients, tables) is imported where it is used.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -39,6 +38,9 @@ class Parsed(click.ParamType[Any]):
         except Tp2Error as error:
             self.fail(f"{error.what}: {error.why}; {error.remedy}.", param, ctx)
 
+
+#: What ``tp2 mappings`` can be sorted by; the functions are in :mod:`tp2.rows`, which a ``--help`` need not import.
+SORT_KEYS = ("name", "address", "state", "open", "total", "sent", "received", "rate", "used")
 
 EXISTING_FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -102,10 +104,11 @@ def cli() -> None:
 )
 @click.option(
     "--exclude",
-    metavar="NAME",
-    type=Parsed("domain", settings.parse_domain),
+    metavar="NAME|CIDR",
+    type=Parsed("exclusion", settings.parse_exclusion),
     multiple=True,
-    help="Name that is never the cluster's, nor is any below it. Repeatable.",
+    help="Name that is never the cluster's, nor is any below it; or network whose addresses are not captured."
+    " Repeatable.",
 )
 @click.option(
     "--remote",
@@ -152,6 +155,12 @@ def cli() -> None:
     help="Where the SOCKS5 proxy listens.",
 )
 @click.option(
+    "--socks-auth",
+    metavar="FILE",
+    type=EXISTING_FILE,
+    help="File with the USERNAME:PASSWORD that SOCKS5 clients must give. [default: none is asked for]",
+)
+@click.option(
     "--idle-timeout",
     metavar="DURATION",
     type=Parsed("duration", settings.parse_duration),
@@ -167,6 +176,15 @@ def cli() -> None:
     show_default=True,
     help="Local ports for mappings.",
 )
+@click.option(
+    "--containers",
+    metavar="auto|off|IFACE",
+    type=Parsed("interface", settings.parse_interface),
+    multiple=True,
+    default=(settings.AUTO,),
+    help="Bridges whose containers reach the cluster too: those of container engines, none, or these. Repeatable."
+    " [default: auto]",
+)
 @click.option("--detach", "-d", is_flag=True, help="Return when ready, and go on in the background.")
 @click.option("--verbose", "-v", is_flag=True, help="Say what is done, a line for each DNS query included.")
 def up(detach: bool, **options: Any) -> None:
@@ -178,10 +196,32 @@ def up(detach: bool, **options: Any) -> None:
 
 
 @cli.command()
+@click.argument("words", metavar="[FILTER]...", nargs=-1)
+@click.option("--watch", "-w", is_flag=True, help="Go on showing them, with rates, until Ctrl-C.")
+@click.option(
+    "--sort",
+    type=click.Choice(SORT_KEYS),
+    default="name",
+    show_default=True,
+    help="What comes first: in the order of this column, or with the most of it.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print an object for programs; with --watch, one a line.")
+def mappings(words: tuple[str, ...], watch: bool, sort: str, as_json: bool) -> None:
+    """Show which local port stands for which cluster address.
+
+    FILTER is a part of a name, of an address with its port, or a state; each of several has to be there.
+    """
+    from tp2 import live
+
+    live.mappings(_runtime(), words=words, sort=sort, watch=watch, as_json=as_json)
+
+
+@cli.command("map")
+@click.argument("target", metavar="IP:PORT|NAME[:PORT]", type=Parsed("target", settings.check_target))
 @click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
-def mappings(as_json: bool) -> None:
-    """Show which local port stands for which cluster address."""
-    answer = client.ask(_runtime(), "mappings")
+def map_(target: str, as_json: bool) -> None:
+    """Map a destination without a lookup, and keep it mapped until 'tp2 unmap'."""
+    answer = client.ask(_runtime(), "map", target=target)
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
@@ -191,16 +231,42 @@ def mappings(as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("target", metavar="IP:PORT|NAME[:PORT]", type=Parsed("target", settings.check_target))
 @click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
-def status(as_json: bool) -> None:
-    """Show how the running tp2 is."""
-    answer = client.ask(_runtime(), "status")
+def unmap(target: str, as_json: bool) -> None:
+    """Let go of a mapping: at once if nobody uses it, else when that ends."""
+    answer = client.ask(_runtime(), "unmap", target=target)
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
-    from tp2 import screen
+    for gone in answer["gone"]:
+        click.echo(f"{gone} is not mapped any more")
+    if answer["mappings"]:
+        from tp2 import screen
 
-    screen.status(answer)
+        click.echo("still in use, and gone when that ends:")
+        screen.mappings(answer)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
+@click.option(
+    "--wait",
+    metavar="DURATION",
+    type=Parsed("duration", settings.parse_duration),
+    help="Wait until it is ready, for so long at the most.",
+)
+def status(as_json: bool, wait: float | None) -> None:
+    """Show how the running tp2 is. The exit code is 0 only if it is ready, 1 if it runs and is not."""
+    answer = client.ask(_runtime(), "status") if wait is None else client.wait_until_ready(_runtime(), wait)
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        from tp2 import screen
+
+        screen.status(answer)
+    if answer["state"] != "ready":
+        raise SystemExit(int(ExitCode.FAILURE))
 
 
 @cli.command()
@@ -240,6 +306,14 @@ def _cluster_options(command: Callable[..., None]) -> Callable[..., None]:
 @_cluster_options
 @click.option("--image", metavar="REF", help="Image with OpenSSH's sshd. [default: a public one, pinned by version]")
 @click.option("--identity", "-i", type=EXISTING_FILE, help="Key to let in. [default: the SSH agent's, then ~/.ssh]")
+@click.option(
+    "--timeout",
+    metavar="DURATION",
+    type=Parsed("duration", settings.parse_duration),
+    default="3m",
+    show_default=True,
+    help="How long the endpoint may take to become ready.",
+)
 @click.option("--print", "print_only", is_flag=True, help="Print what would be applied, and touch no cluster.")
 def install(print_only: bool, **options: Any) -> None:
     """Put the SSH endpoint into the cluster, let your key in, and wait until it is ready.
@@ -276,6 +350,7 @@ def demo(shell: bool) -> None:
 def main() -> NoReturn:
     """The console script. No traceback leaves it: an error is a message, and a bug says that it is one."""
     try:
+        _settings_of_sudos_caller()
         cli(standalone_mode=False)
         code = int(ExitCode.OK)
     except click.ClickException as error:
@@ -291,6 +366,8 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = int(ExitCode.OK)
     except Exception as error:
+        import logging
+
         logging.getLogger("tp2").debug("unexpected", exc_info=True)
         print_error(
             Tp2Error(
@@ -303,13 +380,24 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
+def _settings_of_sudos_caller() -> None:
+    """Under sudo, take the TP2_ variables that the caller has set and sudo has dropped."""
+    if os.geteuid() == 0 and "SUDO_UID" in os.environ:
+        from tp2.forward.caller import environment_of_sudos_caller
+
+        for name, value in environment_of_sudos_caller().items():
+            if name.startswith("TP2_"):
+                os.environ.setdefault(name, value)
+
+
 def print_error(error: Tp2Error) -> None:
     """Print what failed, why, and what to do, on standard error."""
     click.echo(f"tp2: {error.what}\n  why: {error.why}\n  try: {error.remedy}", err=True)
 
 
 def _runtime() -> RuntimeDirectory:
+    if configured := os.environ.get("TP2_RUNTIME_DIR"):
+        return RuntimeDirectory(Path(configured).absolute())
     from tp2.forward.privilege import calling_user
 
-    configured = os.environ.get("TP2_RUNTIME_DIR")
-    return RuntimeDirectory(Path(configured).absolute() if configured else default_directory(calling_user().uid))
+    return RuntimeDirectory(default_directory(calling_user().uid))

@@ -10,15 +10,15 @@ import asyncio
 import contextlib
 import logging
 import os
-import resource
 import signal
-import socket
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any
 
 from tp2 import environment, following, notify, resolvers
 from tp2.attachment import Attachment, first_cause
+from tp2.canary import Canary
+from tp2.capture import Capture
 from tp2.cluster import kubeconfig
 from tp2.cluster.kubeconfig import Access
 from tp2.control.server import ControlServer
@@ -28,18 +28,15 @@ from tp2.errors import ExitCode, ForwarderError, Tp2Error
 from tp2.eventloop import DescriptorLost, new_event_loop
 from tp2.forward.client import Helper, HelperForwarder
 from tp2.parts import Parts, zone_config
-from tp2.portmap.mapper import Mapper
-from tp2.portmap.table import Table
 from tp2.resolvers import Resolvers
 from tp2.runtime import RuntimeDirectory
 from tp2.settings import Settings
+from tp2.socks.auth import read_credentials
 from tp2.socks.connector import Connector
 from tp2.socks.server import SocksServer
 
 logger = logging.getLogger(__name__)
 
-#: Descriptors kept back from the mappings: for the tunnel, the watches, upstream queries and the SOCKS server.
-RESERVED_DESCRIPTORS: Final = 1024
 
 #: Says what a stage has come to: the stage's name, then its outcome in words.
 Report = Callable[[str, str], None]
@@ -120,47 +117,68 @@ class Daemon:
         settings, found = self._settings, self._resolvers
         attachment = Attachment(settings, kubeconfig.load(settings.kubeconfig, settings.context))
         connector = Connector(attachment.tunnel)
-        capacity = (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS) // 2
-        table = Table(settings.ports, capacity=capacity, idle_timeout=settings.idle_timeout)
-        mapper = Mapper(table, forwarder, connector, spare=lambda there: parts.attachment.leads_here(there))
+        capture = Capture(settings, forwarder, connector, attachment)
         upstream = Upstream(found.fallback, exempt=forwarder.exempt)
         dns = DnsServer(
             catalog=lambda: parts.attachment.cluster.catalog,
             synced=lambda: parts.attachment.cluster.catalog.generation > 0,
-            capture=mapper,
+            capture=capture.way,
             upstream=upstream,
             config=zone_config(settings, found, attachment.access.namespace),
             why_unsynced=lambda: parts.attachment.status()["cluster"]["last_error"] or "tp2 is not connected to it yet",
+            hear=lambda name: parts.canary.hear(name),
         )
-        socks = SocksServer(connector, *settings.socks)
-        parts = Parts(settings, found, attachment, forwarder, connector, socks, mapper, upstream, dns)
+        socks = SocksServer(
+            connector,
+            *settings.socks,
+            credentials=read_credentials(settings.socks_auth) if settings.socks_auth else None,
+            resolve=lambda name: parts.address_of(name),
+        )
+        canary = Canary(
+            forwarder,
+            connector,
+            settings.cluster_domain,
+            lambda: parts.behind_the_endpoint(),
+            lambda: None if parts.resolvers.systems else parts.resolvers.captured[0],
+        )
+        parts = Parts(settings, found, attachment, forwarder, connector, socks, capture, upstream, dns, canary)
         return parts
 
     async def _come_up(self, parts: Parts, stack: contextlib.AsyncExitStack) -> None:
         """Start the parts in order; *stack* stops them in reverse."""
         stack.push_async_callback(lambda: parts.attachment.close())
         stack.push_async_callback(parts.connector.close)
-        await _start(stack, ControlServer(self._runtime, parts.operations(lambda: self._ready, self.stop)))
+        await _start(
+            stack, ControlServer(self._runtime, parts.operations(lambda: self._ready, self.stop), parts.requests())
+        )
         group = await stack.enter_async_context(asyncio.TaskGroup())
 
         def in_background(work: Coroutine[Any, Any, None]) -> None:
             stack.callback(group.create_task(work).cancel)
 
-        in_background(parts.mapper.run())
+        in_background(parts.capture.way.run())
         in_background(_helper_lost(parts.forwarder))
         await _start(stack, parts.socks)
         self._report("socks", str(self._settings.socks))
         await parts.attachment.start(self._report)
         stack.callback(parts.upstream.close)
-        await parts.dns.start(_loopback_addresses())
+        await parts.dns.start(parts.capture.loopback)
         stack.push_async_callback(parts.dns.close)
         self._report("dns", parts.describe_dns())
         stack.push_async_callback(lambda: resolvers.flush_system_cache(parts.resolvers))
+        stack.push_async_callback(parts.capture.close)
+        stack.callback(parts.canary.close)
         # Pushed again, so that on the way out the rules go before anything that they lead to.
         stack.push_async_callback(parts.forwarder.close)
+        await parts.capture.start(parts.dns)
         await parts.forwarder.capture_dns(self._resolvers.captured, parts.dns.port)
         await resolvers.flush_system_cache(self._resolvers)
         self._report("capture", f"port 53 of {', '.join(self._resolvers.captured)}")
+        await parts.canary.start()
+        if (failure := (await parts.canary.fly()).failure) is not None:
+            raise failure
+        in_background(parts.canary.keep_flying())
+        in_background(parts.capture.follow())
         in_background(self._follow_resolvers(parts))
         in_background(self._follow_kubeconfig(parts))
         in_background(environment.watch(lambda why: self._disturbed(parts, why)))
@@ -168,7 +186,9 @@ class Daemon:
 
     def _disturbed(self, parts: Parts, why: str) -> None:
         logger.debug("%s: looking whether all is well", why)
+        parts.capture.disturbed()
         parts.attachment.nudge()
+        parts.canary.want()
         self._disturbance.set()
 
     async def _end_orphans(self, parts: Parts) -> None:
@@ -201,13 +221,14 @@ class Daemon:
         def turn_to(access: Access, trouble: str | None = None) -> None:
             parts.attachment = Attachment(settings, access, trouble)
             parts.connector.use(parts.attachment.tunnel)
+            parts.capture.attach(parts.attachment)
             parts.dns.set_config(parts.zone_config())
 
         async def leave(access: Access) -> None:
             former = parts.attachment
             parts.dns.turn(former.cluster.catalog)
             turn_to(access)
-            await parts.mapper.clear()
+            await parts.capture.clear()
             await former.close()
 
         async def attach(access: Access) -> None:
@@ -248,9 +269,6 @@ def main(
 
     :raises Tp2Error: it could not come up, or not go on. Everything is undone by then.
     """
-    # Each mapping is a descriptor, and so is each connection: take what is allowed.
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(Daemon(settings, found, runtime, report, began).run(helper))
 
@@ -258,14 +276,6 @@ def main(
 async def _start(stack: contextlib.AsyncExitStack, part: ControlServer | SocksServer) -> None:
     await part.start()
     stack.push_async_callback(part.close)
-
-
-def _loopback_addresses() -> list[str]:
-    """Return the loopback addresses that this machine has: a redirected packet arrives at that of its family."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
-        probe.bind(("::1", 0))
-        return ["127.0.0.1", "::1"]
-    return ["127.0.0.1"]
 
 
 async def _helper_lost(forwarder: HelperForwarder) -> None:

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from tp2.types import ROUTE_PROTOCOL
+
 logger = logging.getLogger(__name__)
 
 #: Seconds between two looks at the clock, and by how many more the wall clock must have moved to call it sleep.
@@ -28,6 +30,9 @@ QUIET: Final = 0.2
 
 # RTMGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE (linux/rtnetlink.h)
 _GROUPS: Final = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
+
+# RTM_NEWROUTE, RTM_DELROUTE
+_ROUTE_KINDS: Final = (24, 25)
 
 
 async def watch(changed: Callable[[str], None]) -> None:
@@ -70,14 +75,17 @@ async def _watch_network(changed: Callable[[str], None]) -> None:
 
 
 def _drain(sock: socket.socket, told: asyncio.Event) -> None:
-    """Read what the kernel tells; what exactly does not matter, so neither does a message that was lost (ENOBUFS)."""
+    """Read what the kernel tells; what exactly hardly matters, so neither does a message that was lost (ENOBUFS)."""
     while True:
         try:
-            sock.recv(65536)
+            data = sock.recv(65536)
         except BlockingIOError:
             return
         except OSError as error:
             logger.debug("rtnetlink: %s", error)
+        else:
+            if _is_our_own(data):
+                continue
         told.set()
 
 
@@ -90,3 +98,11 @@ def has_address(address: str) -> bool:
         except OSError as error:
             return error.errno != errno.EADDRNOTAVAIL
     return True
+
+
+def _is_our_own(data: bytes) -> bool:
+    """Whether a notification is of a route that tp2's helper set: that changes nothing for anybody else.
+
+    Each comes by itself: a header of 16 bytes with its kind, then rtmsg with the protocol in byte 5 (rtnetlink(7)).
+    """
+    return len(data) >= 28 and int.from_bytes(data[4:6], sys.byteorder) in _ROUTE_KINDS and data[21] == ROUTE_PROTOCOL

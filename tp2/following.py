@@ -5,7 +5,8 @@ what changed                    what follows
 =============================== ===========================================================================
 context, server, or its trust   the former cluster's names and mappings go at once; then the new one is
                                 attached, and tried again until it is, or until the file changes again
-credentials                     a new login; everything else stays
+credentials                     a new login; everything else stays. Where the first login is still under
+                                way, perhaps with what was wrong, it is begun again
 the context's namespace         short names mean something else
 nothing that matters            nothing
 the file is broken or gone      a warning, once; the last good one stays
@@ -63,8 +64,11 @@ async def follow(
                     continue
                 complaint = None
                 former, current = current, access
-                if not access.leads_to_the_same_cluster_as(former):
+                same = access.leads_to_the_same_cluster_as(former)
+                if not same:
                     logger.warning("moving to context %s at %s", access.context, access.server)
+                unfinished = attaching is not None and not attaching.done()
+                if not same or (unfinished and not access.has_the_same_user_as(former)):
                     await _cancelled(attaching)
                     await leave(access)
                     attaching = asyncio.create_task(_attach(attach, access))

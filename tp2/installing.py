@@ -28,16 +28,24 @@ def manifest(namespace: str, image: str | None, identity: Path | None) -> str:
 
 
 def install(
-    *, namespace: str, image: str | None, identity: Path | None, kubeconfig: Path | None, context: str | None, say: Say
+    *,
+    namespace: str,
+    image: str | None,
+    identity: Path | None,
+    kubeconfig: Path | None,
+    context: str | None,
+    timeout: float,
+    say: Say,
 ) -> None:
     """Put the endpoint into the cluster; *say* is told each step.
 
+    :param timeout: seconds until the endpoint has to be ready.
     :raises Tp2Error: it is not allowed, there is no key to let in, or the endpoint does not become ready.
     """
 
     async def apply(session: Session) -> None:
         key = await own_public_key(identity)
-        await work.install(session, objects(namespace, image or IMAGE, (key,)), say)
+        await work.install(session, objects(namespace, image or IMAGE, (key,)), say, timeout=timeout)
 
     _with_session(kubeconfig, context, apply, say)
 

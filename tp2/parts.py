@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from tp2.attachment import Attachment
+from tp2.canary import Canary
+from tp2.capture import Capture
+from tp2.control.server import Answer
+from tp2.dns.records import Type
 from tp2.dns.server import DnsServer
 from tp2.dns.upstream import Upstream
-from tp2.dns.zone import ZoneConfig
+from tp2.dns.zone import ZoneConfig, resolve
+from tp2.endpoint import InstalledEndpoint
+from tp2.errors import UsageError
 from tp2.forward.client import HelperForwarder
-from tp2.portmap.mapper import Mapper
 from tp2.resolvers import Resolvers
 from tp2.settings import Settings, SocketAddress
 from tp2.socks.connector import Connector
 from tp2.socks.server import SocksServer
+from tp2.targets import targets
+from tp2.types import Destination, Wanted
 
 
 @dataclass(slots=True)
@@ -34,19 +42,41 @@ class Parts:
     forwarder: HelperForwarder
     connector: Connector
     socks: SocksServer
-    mapper: Mapper
+    capture: Capture
     upstream: Upstream
     dns: DnsServer
+    canary: Canary
     since: float = field(default_factory=time.time)
 
     def zone_config(self) -> ZoneConfig:
         """Return how names are looked up now."""
         return zone_config(self.settings, self.resolvers, self.attachment.access.namespace)
 
-    def operations(
-        self, ready: Callable[[], bool], stop: Callable[[], None]
-    ) -> dict[str, Callable[[], dict[str, Any]]]:
+    def behind_the_endpoint(self) -> list[Destination]:
+        """Return what the endpoint should be able to connect to: its own SSH port, and a service."""
+        remote = self.settings.remote
+        found = [Destination("127.0.0.1", remote.port if remote else InstalledEndpoint.port)]
+        for service in self.attachment.cluster.catalog.services.values():
+            if service.cluster_ips and service.ports:
+                return [*found, Destination(service.cluster_ips[0], service.ports[0].port)]
+        return found
+
+    def address_of(self, name: str) -> str | None:
+        """Return an address of a name of the cluster's, for whoever leaves names to the SOCKS server; None if none."""
+        config, catalog = self.zone_config(), self.attachment.cluster.catalog
+        for kind, family in ((Type.A, socket.AF_INET), (Type.AAAA, socket.AF_INET6)):
+            answer = resolve(name.rstrip(".").lower(), kind, catalog, config)
+            for record in answer.answers if answer else ():
+                if record.type == kind and isinstance(address := record.parts[0], bytes):
+                    return socket.inet_ntop(family, address)
+        return None
+
+    def operations(self, ready: Callable[[], bool], stop: Callable[[], None]) -> dict[str, Callable[[], Answer]]:
         """Return what the control socket can be asked. *ready* says whether the daemon came up."""
+
+        async def status() -> dict[str, Any]:
+            await self.capture.count_refused()
+            return self.status(ready())
 
         def down() -> dict[str, Any]:
             stop()
@@ -55,18 +85,44 @@ class Parts:
         def namespaces() -> dict[str, Any]:
             return {"namespaces": sorted(self.attachment.cluster.catalog.namespaces)}
 
-        return {
-            "status": lambda: self.status(ready()),
-            "mappings": self.mappings,
-            "namespaces": namespaces,
-            "down": down,
-        }
+        return {"status": status, "mappings": self.mappings, "namespaces": namespaces, "down": down}
+
+    def requests(self) -> dict[str, Callable[[dict[str, Any]], Answer]]:
+        """Return what the control socket can be asked to do to a ``target``: ``IP:PORT`` or ``NAME[:PORT]``."""
+
+        async def pin(question: dict[str, Any]) -> dict[str, Any]:
+            wanted = self._targets(question)
+            await self.capture.way.pin(wanted)
+            return self.mappings({item.destination for item in wanted})
+
+        async def unpin(question: dict[str, Any]) -> dict[str, Any]:
+            text = str(question.get("target"))
+            mapped = {there(row): row["name"] for row in self.capture.way.snapshot()}
+            # A service that is gone from the cluster still has its name here.
+            meant = {destination for destination, name in mapped.items() if name == text}
+            if not meant:
+                meant = mapped.keys() & {item.destination for item in self._targets(question)}
+            if not meant:
+                raise UsageError(
+                    f"cannot unmap {text}", "nothing of it is mapped", "'tp2 mappings' lists what is; its names will do"
+                )
+            await self.capture.way.unpin(meant)
+            left = self.mappings(meant)
+            gone = sorted(str(destination) for destination in meant - {there(row) for row in left["mappings"]})
+            return {"gone": gone, **left}
+
+        return {"map": pin, "unmap": unpin}
+
+    def _targets(self, question: dict[str, Any]) -> list[Wanted]:
+        return targets(str(question.get("target")), self.attachment.cluster.catalog, self.zone_config())
 
     def status(self, ready: bool) -> dict[str, Any]:
         """Return the object of ``tp2 status --json``; the README lists its keys."""
         attachment = self.attachment.status()
         cluster, tunnel = attachment["cluster"], attachment["tunnel"]
-        healthy = cluster["synced"] and tunnel["state"] == "connected"
+        captured = self.capture.status()
+        canary = self.canary.last.as_json() if self.canary.last else None
+        healthy = cluster["synced"] and tunnel["state"] == "connected" and canary is not None and canary["ok"]
         return {
             "state": "starting" if not ready else "ready" if healthy else "degraded",
             "mode": str(self.settings.mode),
@@ -81,13 +137,22 @@ class Parts:
                 **asdict(self.dns.counters),
             },
             "socks": {"listen": str(SocketAddress(*self.socks.address))},
-            "mappings": {"live": len(self.mapper.table), "capacity": self.mapper.table.capacity},
+            "mappings": {**captured["mappings"], "last_failed": timestamp(captured["mappings"]["last_failed"])},
+            "capture": captured["capture"],
+            "canary": {**canary, "at": timestamp(canary["at"])} if canary else None,
             "forwarder": {"kind": self.forwarder.kind, "helper_pid": self.forwarder.pid},
         }
 
-    def mappings(self) -> dict[str, Any]:
-        """Return the object of ``tp2 mappings --json``; the README lists its keys."""
-        rows = [{**row, "last_used": timestamp(row["last_used"])} for row in self.mapper.snapshot()]
+    def mappings(self, only: Set[Destination] | None = None) -> dict[str, Any]:
+        """Return the object of ``tp2 mappings --json``; the README lists its keys.
+
+        :param only: leave all others out.
+        """
+        rows = [
+            {**row, "last_used": timestamp(row["last_used"])}
+            for row in self.capture.way.snapshot()
+            if only is None or there(row) in only
+        ]
         return {"mode": str(self.settings.mode), "mappings": rows}
 
     def describe_dns(self) -> str:
@@ -98,12 +163,17 @@ class Parts:
         return f"127.0.0.1:{self.dns.port}"
 
 
+def there(row: dict[str, Any]) -> Destination:
+    """Return the destination that a row is about."""
+    return Destination(row["address"], row["port"])
+
+
 def zone_config(settings: Settings, resolvers: Resolvers, namespace: str) -> ZoneConfig:
     """Return how names are looked up: as a pod of the first ``--namespace``, or else of *namespace*, would."""
     return ZoneConfig(
         zone=settings.cluster_domain,
         namespace=settings.namespaces[0] if settings.namespaces else namespace,
-        exclude=settings.exclude,
+        exclude=settings.excluded_names,
         search=resolvers.search,
         name_servers=resolvers.captured,
     )

@@ -48,12 +48,14 @@ FLUSH_TIMEOUT: Final = 2.0
 class Resolvers:
     """``captured``: addresses whose port 53 comes to tp2. ``fallback``: where it sends what is not the cluster's.
 
-    ``search``: what this machine's resolver appends to short names.
+    ``search``: what this machine's resolver appends to short names. ``systems``: whether this machine's programs ask
+    one of the captured ones, rather than only whoever was told to.
     """
 
     captured: tuple[str, ...]
     fallback: tuple[SocketAddress, ...]
     search: tuple[str, ...] = ()
+    systems: bool = True
 
 
 def discover(settings: Settings, path: Path = RESOLV_CONF, uplinks: Path = UPLINKS) -> Resolvers:
@@ -83,7 +85,7 @@ def discover(settings: Settings, path: Path = RESOLV_CONF, uplinks: Path = UPLIN
     # A scope (fe80::1%eth0) says which link to use; rules match the address alone.
     captured = tuple(dict.fromkeys(address.partition("%")[0] for address in nameservers))
     fallback = settings.fallback or tuple(SocketAddress(address, DNS_PORT) for address in asked)
-    return Resolvers(captured, fallback, conf.search)
+    return Resolvers(captured, fallback, conf.search, bool(set(captured) & set(conf.nameservers)))
 
 
 async def follow(

@@ -9,9 +9,12 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tp2.errors import UsageError
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
 
 
 class Mode(StrEnum):
@@ -60,6 +63,10 @@ DEFAULT_CLUSTER_DOMAIN: Final = "cluster.local"
 DEFAULT_DIAL_TIMEOUT: Final = 10.0
 DEFAULT_ENDPOINT_NAMESPACE: Final = "tp2-system"
 
+#: The two words that ``--containers`` takes besides names of interfaces.
+AUTO: Final = "auto"
+OFF: Final = "off"
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -72,7 +79,7 @@ class Settings:
     dns: tuple[str, ...] = ()
     fallback: tuple[SocketAddress, ...] = ()
     cluster_domain: str = DEFAULT_CLUSTER_DOMAIN
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[str | IPv4Network | IPv6Network, ...] = ()
     remote: Remote | None = None
     via: Via = Via.AUTO
     endpoint_namespace: str = DEFAULT_ENDPOINT_NAMESPACE
@@ -80,9 +87,21 @@ class Settings:
     identity: Path | None = None
     host_key: str | None = None
     socks: SocketAddress = DEFAULT_SOCKS
+    socks_auth: Path | None = None
     idle_timeout: float = DEFAULT_IDLE_TIMEOUT
     ports: range = DEFAULT_PORTS
+    containers: tuple[str, ...] = (AUTO,)
     verbose: bool = False
+
+    @property
+    def excluded_names(self) -> tuple[str, ...]:
+        """The names that are not the cluster's."""
+        return tuple(item for item in self.exclude if isinstance(item, str))
+
+    @property
+    def excluded_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The networks whose addresses are not captured."""
+        return tuple(item for item in self.exclude if not isinstance(item, str))
 
 
 def parse_address(text: str) -> str:
@@ -112,6 +131,58 @@ def parse_domain(text: str) -> str:
             f"{text!r} is no domain name", "its labels are letters, digits and dashes", "write it as cluster.local"
         )
     return name
+
+
+def parse_exclusion(text: str) -> str | IPv4Network | IPv6Network:
+    """Return what ``--exclude`` is given: a domain name, or a network as ``ADDRESS[/LENGTH]``.
+
+    :raises UsageError: *text* is neither.
+    """
+    import ipaddress
+
+    try:
+        # The address of a machine in the network says as well which network is meant.
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError as error:
+        if "/" in text or ":" in text:
+            raise UsageError(
+                f"{text!r} is no network", "a network is an address and the length of its prefix", "as in 10.96.0.0/16"
+            ) from error
+    return parse_domain(text)
+
+
+def parse_interface(text: str) -> str:
+    """Return the name of a network interface, or one of the words ``auto`` and ``off``.
+
+    :raises UsageError: no interface can have this name (on Linux: 15 bytes without blanks, slashes and colons).
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_.@+-]{1,15}", text) or text in (".", "..", "lo"):
+        raise UsageError(
+            f"{text!r} is no interface of containers", "no bridge can have this name", "'ip link' lists their names"
+        )
+    return text
+
+
+def parse_target(text: str) -> tuple[str, int | None]:
+    """Return what ``tp2 map`` is given: an IP address or a name, and a port or None. An address needs a port.
+
+    :raises UsageError: *text* is not ``IP:PORT`` or ``NAME[:PORT]``.
+    """
+    host, colon, port = text.rpartition(":")
+    if text.startswith("[") or text.count(":") > 1 or re.fullmatch(r"[\d.]+", host or text):
+        return parse_socket_address(text)
+    if not colon:
+        return parse_domain(text), None
+    return parse_domain(host), parse_port(port)
+
+
+def check_target(text: str) -> str:
+    """Return *text* if it is a target; see :func:`parse_target`.
+
+    :raises UsageError: it is none.
+    """
+    parse_target(text)
+    return text
 
 
 def parse_port(text: str) -> int:

@@ -17,7 +17,7 @@ from typing import Final
 
 import click
 
-from tp2 import notify
+from tp2 import limits, notify
 from tp2.errors import UsageError
 from tp2.forward.client import StartingHelper
 from tp2.forward.privilege import become, calling_user
@@ -47,6 +47,8 @@ def up(settings: Settings, runtime: RuntimeDirectory, *, detach: bool) -> int:
 
         found = resolvers.discover(settings)
         helper = starting.wait()
+        # Each mapping is a socket, and so is each connection. Root may go further than the user that it becomes.
+        limits.raise_open_files()
         become(calling_user())
         with runtime:
             report = _detach(runtime) if detach else _report
@@ -55,8 +57,12 @@ def up(settings: Settings, runtime: RuntimeDirectory, *, detach: bool) -> int:
 
 
 def _refuse_what_cannot_be(settings: Settings) -> None:
-    if settings.mode is Mode.ORIGDST:
-        raise UsageError("cannot run in mode origdst", "it is not built yet", "use --mode portmap")
+    if settings.mode is Mode.ORIGDST and sys.platform != "linux":
+        raise UsageError(
+            "cannot run in mode origdst",
+            "only Linux tells where a redirected connection was going",
+            "use --mode portmap, which works everywhere",
+        )
     if settings.remote is not None and settings.via is not Via.AUTO:
         raise UsageError(
             f"--via {settings.via} says nothing about {settings.remote}",

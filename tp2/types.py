@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+#: Who made tp2's own routes, as ``ip route`` shows it (rtm_protocol of rtnetlink(7)): a number that nobody registered.
+ROUTE_PROTOCOL: Final = 116
 
 
 class Destination(NamedTuple):

@@ -138,6 +138,16 @@ class Up:
         return self.process.wait(PATIENCE)
 
 
+def give_ipv6(box: Sandbox) -> None:
+    """Connect the laptop to the internet by IPv6 as well; it has no way to the cluster's addresses, as with IPv4."""
+    box.laptop.shell("ip -6 addr replace 2001:db8:2::10/64 dev eth0 nodad")
+    box.internet.shell("""
+        ip -6 addr replace 2001:db8:2::1/64 dev laptop nodad
+        echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+        ip -6 route replace unreachable fd00::/8""")
+    box.laptop.shell("ip -6 route replace default via 2001:db8:2::1")
+
+
 def eventually(holds: Callable[[], bool], within: float = PATIENCE) -> float:
     """Wait until *holds*, and fail if it never does. For what gives an outsider no event.
 

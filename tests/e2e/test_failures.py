@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 from tests.e2e.conftest import Laptop
 from tp2.sandbox.box import API_PORT, NODE, tp2_command
 from tp2.sandbox.kubeapi_resources import LOG
+from tp2.sandbox.namespaces import SEARCH_PATH
 from tp2.sandbox.objects import Object, namespace
 
 
@@ -130,10 +132,6 @@ def test_a_way_to_an_endpoint_that_is_not_the_installed_one(laptop: Laptop) -> N
     assert_fails(laptop, up_with(laptop, via="api"), 2, "--via", "--remote")
 
 
-def test_a_mode_that_is_not_built_yet(laptop: Laptop) -> None:
-    assert_fails(laptop, up_with(laptop, mode="origdst"), 2, "not built yet", "portmap")
-
-
 def test_without_privilege_and_without_sudo(laptop: Laptop) -> None:
     ordinary = ["unshare", "--user", "--map-user=1000", "--map-group=1000", "--"]
     assert_fails(laptop, [*ordinary, "env", "PATH=/nonexistent", *up_with(laptop)], 5, "needs root", "sudo")
@@ -150,7 +148,9 @@ def test_without_the_capability(laptop: Laptop) -> None:
 
 
 def test_without_nftables(laptop: Laptop) -> None:
-    library = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
+    ldconfig = shutil.which("ldconfig", path=SEARCH_PATH)
+    assert ldconfig is not None
+    library = subprocess.run([ldconfig, "-p"], capture_output=True, text=True, check=True).stdout
     path = next(line.split()[-1] for line in library.splitlines() if "libnftables.so.1 " in line)
     hidden = ["unshare", "--mount", "sh", "-c", f'mount --bind /dev/null {path} && exec "$@"', "sh"]
     assert_fails(laptop, [*hidden, *up_with(laptop)], 6, "libnftables", "apt install libnftables1")

@@ -147,7 +147,11 @@ def test_a_cluster_that_cannot_be_had_is_waited_for_and_the_former_one_is_not_us
     kubeconfig.use("two")
     eventually(lambda: clusters.status()["state"] == "degraded")
     eventually(lambda: "refused" in (clusters.status()["cluster"]["last_error"] or ""))
-    assert clusters.rcode("web.shop.svc.cluster.local") == "SERVFAIL"
+    for name in ("web.shop.svc.cluster.local", "web.shop"):
+        answer = clusters.run("dig", "+tries=1", name).stdout
+        assert "status: SERVFAIL" in answer, name
+        assert "EDE: 14 (Not Ready): " in answer, name
+        assert "refused" in answer.partition("EDE: ")[2].partition("\n")[0], name
     assert clusters.mappings() == []
     clusters.box.start_api(
         [namespace("shop"), service("shop", "web", "10.96.3.1", {"http": 80})], "api-two", OTHER_PORT

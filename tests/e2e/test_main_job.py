@@ -135,6 +135,8 @@ def test_other_traffic_is_left_alone(connected: Laptop) -> None:
 def test_the_socks_proxy_is_useful_on_its_own(connected: Laptop) -> None:
     proxy = ("--proxy", "socks5h://127.0.0.1:1080")
     assert connected.curl(*proxy, "http://10.96.1.1/") == "this is web.shop, port 80\n"
+    for name in ("web.shop", "WEB.shop.svc.cluster.local", "web.shop.svc"):
+        assert connected.curl(*proxy, f"http://{name}/") == "this is web.shop, port 80\n"
     assert connected.curl(*proxy, f"http://{SITE_ADDRESS}/") == f"this is {SITE}, port 80\n"
 
 

@@ -107,6 +107,27 @@ def test_a_tp2_killed_while_it_starts_leaves_no_rule(laptop: Laptop) -> None:
         eventually(lambda: laptop.ruleset() == before and processes_of_tp2(laptop) == [])
 
 
+@pytest.mark.parametrize("stage", ["helper", "tunnel", "capture"])
+def test_a_start_that_is_interrupted_leaves_nothing(laptop: Laptop, stage: str) -> None:
+    before = laptop.ruleset()
+    up = laptop.host.start(
+        *laptop.box.up_command(),
+        env=laptop.box.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert up.stdout is not None
+    assert any(line.startswith(stage) for line in up.stdout)
+    up.send_signal(signal.SIGINT)
+    _, stderr = up.communicate(timeout=20)
+    # Between its last stage and ready is next to no time.
+    assert up.returncode == 130 or (up.returncode, stage) == (0, "capture")
+    assert stderr == ""
+    assert (laptop.ruleset(), processes_of_tp2(laptop), runtime_files(laptop)) == (before, [], [])
+
+
 def test_a_second_up_refuses_and_names_the_first(laptop: Laptop, up: Callable[..., Up]) -> None:
     running = up()
     second = laptop.run(*laptop.box.up_command())

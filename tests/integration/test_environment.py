@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from tp2 import environment
 from tp2.sandbox.namespaces import Host
+from tp2.types import ROUTE_PROTOCOL
 
 WATCH = """
 import asyncio
@@ -50,6 +52,20 @@ def test_addresses_routes_and_links_that_change_are_told_once_a_bunch(host: Host
         ip route add default via 192.0.2.1""")
     assert process.stdout.readline() == "the network changed\n"
     host.shell("ip link set eth0 down")
+    assert process.stdout.readline() == "the network changed\n"
+
+
+def test_routes_of_tp2s_own_are_no_change_of_the_network(host: Host) -> None:
+    process = watching(host)
+    assert process.stdout is not None
+    host.shell(f"""
+        ip route add 10.96.0.1/32 dev lo proto {ROUTE_PROTOCOL}
+        ip -6 route add fd00:10:96::1/128 dev lo proto {ROUTE_PROTOCOL}
+        ip route del 10.96.0.1/32 dev lo proto {ROUTE_PROTOCOL}""")
+    # Waits for as long as a bunch may take: what is tested is that nothing is told.
+    readable, _, _ = select.select([process.stdout], [], [], 5 * environment.QUIET)
+    assert not readable
+    host.shell("ip route add 10.96.0.2/32 dev lo")
     assert process.stdout.readline() == "the network changed\n"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,65 @@ def test_a_private_key_is_no_host_key(tmp_path: Path) -> None:
     file.write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n")
     with pytest.raises(UsageError, match="no public key"):
         settings.read_host_key(str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "exclusion"),
+    [
+        ("corp.example", "corp.example"),
+        ("Corp.Example.", "corp.example"),
+        ("10.96.0.0/16", ip_network("10.96.0.0/16")),
+        ("10.96.7.7/16", ip_network("10.96.0.0/16")),
+        ("10.96.0.1", ip_network("10.96.0.1/32")),
+        ("fd00:10:96::/48", ip_network("fd00:10:96::/48")),
+        ("fd00::1", ip_network("fd00::1/128")),
+    ],
+)
+def test_names_and_networks_can_be_excluded(text: str, exclusion: object) -> None:
+    assert settings.parse_exclusion(text) == exclusion
+
+
+def test_the_two_kinds_of_exclusions_are_told_apart() -> None:
+    chosen = settings.Settings(exclude=tuple(map(settings.parse_exclusion, ["a.example", "10.0.0.0/8", "b.example"])))
+    assert chosen.excluded_names == ("a.example", "b.example")
+    assert chosen.excluded_networks == (ip_network("10.0.0.0/8"),)
+
+
+@pytest.mark.parametrize("text", ["10.96.0.0/33", "10.96/16", "fd00::/200", "fd00:::1", "a b", "/", "x/y"])
+def test_what_is_neither_a_name_nor_a_network_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        settings.parse_exclusion(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("10.96.1.1:80", ("10.96.1.1", 80)),
+        ("[fd00:10:96::1]:80", ("fd00:10:96::1", 80)),
+        ("web", ("web", None)),
+        ("Web.Shop:8080", ("web.shop", 8080)),
+        ("web.shop.svc.cluster.local", ("web.shop.svc.cluster.local", None)),
+        ("10-96-1-1.shop.pod:80", ("10-96-1-1.shop.pod", 80)),
+    ],
+)
+def test_what_can_be_mapped(text: str, target: tuple[str, int | None]) -> None:
+    assert settings.parse_target(text) == target
+
+
+@pytest.mark.parametrize(
+    "text", ["10.96.1.1", "[fd00::1]", "fd00::1", "web:", "web:http", ":80", "", "10.96.1:80", "a b"]
+)
+def test_what_cannot_be_mapped(text: str) -> None:
+    with pytest.raises(UsageError):
+        settings.parse_target(text)
+
+
+@pytest.mark.parametrize("text", ["docker0", "br-0a1b2c3d4e5f", "auto", "off", "vmbr0.7"])
+def test_interfaces(text: str) -> None:
+    assert settings.parse_interface(text) == text
+
+
+@pytest.mark.parametrize("text", ["lo", "", "a/b", "br*", "a-name-of-16-byte", "br 0", ".."])
+def test_what_is_no_interface(text: str) -> None:
+    with pytest.raises(UsageError):
+        settings.parse_interface(text)

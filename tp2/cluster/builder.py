@@ -28,9 +28,12 @@ _Value = TypeVar("_Value")
 
 
 class CatalogBuilder:
-    """The mutable side of the catalog. Not thread-safe; a kind is one of SERVICE, ENDPOINT_SLICE, NAMESPACE."""
+    """The mutable side of the catalog. Not thread-safe; a kind is one of SERVICE, ENDPOINT_SLICE, NAMESPACE.
 
-    def __init__(self) -> None:
+    :param listed: see :class:`Catalog`.
+    """
+
+    def __init__(self, *, listed: frozenset[str] = frozenset()) -> None:
         self._services: dict[Key, Service] = {}
         self._slices: dict[Key, Slice] = {}
         self._namespaces: set[str] = set()
@@ -42,7 +45,7 @@ class CatalogBuilder:
         self._dirty: dict[Key, None] = {}
         self._dirty_namespaces = False
         # Generation 0 is the catalog of a cluster that nothing is known of yet: an empty cluster is something else.
-        self._catalog = Catalog(generation=1)
+        self._catalog = Catalog(generation=1, listed=listed)
 
     def replace(self, kind: str, namespace: str | None, items: object) -> None:
         """Take *items* as all there is of *kind* (in *namespace*, or anywhere if None): what is not in them is gone."""
@@ -144,6 +147,7 @@ class CatalogBuilder:
             services=_edited(old.services, services),
             endpoints=_edited(old.endpoints, endpoints),
             namespaces=namespaces,
+            listed=old.listed,
             services_by_address=_edited(
                 old.services_by_address, {address: self._service_at(address) for address in claimed}
             ),

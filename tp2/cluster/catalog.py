@@ -61,6 +61,8 @@ class Catalog:
     Services and endpoints are found by ``(namespace, name)`` of the service. Endpoints of all slices of a service
     stand together, without duplicates; those of slices whose service is unknown are left out, and a service
     without any has no entry. All addresses are in the form of :func:`str` of :mod:`ipaddress`.
+
+    ``listed`` has the only namespaces whose services the user may list; it is empty if that is all of them.
     """
 
     generation: int = 0
@@ -69,6 +71,7 @@ class Catalog:
     namespaces: frozenset[str] = frozenset()
     services_by_address: Mapping[str, Service] = field(default_factory=dict)
     endpoints_by_address: Mapping[str, tuple[tuple[Service, Endpoint], ...]] = field(default_factory=dict)
+    listed: frozenset[str] = frozenset()
 
     def service(self, namespace: str, name: str) -> Service | None:
         """The service of that name, or None. Names are lower case, as Kubernetes keeps them."""

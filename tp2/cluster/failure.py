@@ -18,8 +18,10 @@ from typing import Any, TypeVar
 
 import aiohttp
 
+from tp2.cluster.http import SocksFailed
 from tp2.cluster.kubeconfig import Access
 from tp2.cluster.lines import LineTooLong
+from tp2.cluster.proxies import without_password
 from tp2.errors import ClusterError
 
 NOT_AT_ALL, A_MOMENT, ALWAYS = 0.0, 1.0, math.inf
@@ -141,9 +143,8 @@ def _transport(error: Exception, access: Access) -> Failure:
     # A time-out is an OSError too, so it goes first.
     if isinstance(error, TimeoutError):
         return Failure(ClusterError(what, "it does not answer", check), ALWAYS)
-    if isinstance(error, (aiohttp.ClientProxyConnectionError, aiohttp.ClientHttpProxyError)):
-        remedy = "check proxy-url in the kubeconfig and the HTTPS_PROXY and NO_PROXY variables"
-        return Failure(ClusterError(what, f"the proxy in between failed: {_text(error)}", remedy), A_MOMENT)
+    if isinstance(error, (aiohttp.ClientProxyConnectionError, aiohttp.ClientHttpProxyError, SocksFailed)):
+        return _proxy(error, access, what)
     if unresolved := _within(error, socket.gaierror):
         host = getattr(error, "host", "") or "its name"
         remedy = "check the server's name in the kubeconfig, and this machine's DNS (is a VPN needed?)"
@@ -160,6 +161,24 @@ def _transport(error: Exception, access: Access) -> Failure:
     if number in _UNREACHABLE:
         return Failure(ClusterError(what, os.strerror(number).lower(), check), A_MOMENT)
     return Failure(ClusterError(what, f"the connection broke: {_text(error)}", check), ALWAYS)
+
+
+def _proxy(error: Exception, access: Access, what: str) -> Failure:
+    proxy = without_password(access.proxy or "in between")
+    if not isinstance(error, aiohttp.ClientHttpProxyError):
+        cause = getattr(error, "os_error", None) or error
+        remedy = "check that it runs, and proxy-url in the kubeconfig or the HTTPS_PROXY and NO_PROXY variables"
+        return Failure(ClusterError(what, f"the proxy {proxy} failed: {_text(cause)}", remedy), A_MOMENT)
+    why = f"the proxy {proxy} refused: {error.status} {error.message}"
+    if error.status == 407:
+        return Failure(
+            ClusterError(what, why, "put the login into its URL: http://USER:PASSWORD@HOST:PORT"), NOT_AT_ALL
+        )
+    if error.status >= 500:
+        remedy = f"check that {access.server} can be reached from the proxy"
+        return Failure(ClusterError(what, why, remedy), A_MOMENT)
+    remedy = "have whoever runs the proxy let it pass, or have proxy-url or NO_PROXY lead around the proxy"
+    return Failure(ClusterError(what, why, remedy), NOT_AT_ALL)
 
 
 def _within(error: BaseException | None, kind: type[_Error]) -> _Error | None:

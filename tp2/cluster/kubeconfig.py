@@ -17,12 +17,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tp2 import __version__
-from tp2.cluster import lean
+from tp2.cluster import http, lean, oidc
 from tp2.cluster.kubefile import Selection, select
+from tp2.cluster.kubewrite import Unwritten, write_tokens
 from tp2.cluster.plugin import credentials
+from tp2.cluster.proxies import proxy_for
 from tp2.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
+# Logins that could not be written down, by the refresh token that they took the place of and that the kubeconfig has.
+_unwritten: dict[str, oidc.Tokens] = {}
+
 
 @dataclass(frozen=True, slots=True)
 class Access:
@@ -40,6 +45,7 @@ class Access:
     :param context: the kubeconfig's context, or ``in-cluster`` for the pod's service account.
     :param server: URL of the Kubernetes API, without a trailing slash.
     :param namespace: the context's namespace, where short names are looked up; ``default`` if it has none.
+    :param proxy: URL of the proxy to the server, if there is one.
     """
 
     context: str
@@ -48,6 +54,7 @@ class Access:
     _log_in: Callable[[Configuration], Awaitable[ApiClient]] = field(repr=False)
     _cluster: Mapping[str, object] = field(repr=False, default_factory=dict)
     _user: Mapping[str, object] = field(repr=False, default_factory=dict)
+    proxy: str | None = field(repr=False, default=None)
 
     def leads_to_the_same_cluster_as(self, other: Access) -> bool:
         """Whether context, server and the way to trust it are the same."""
@@ -143,28 +150,69 @@ def _from_files(paths: list[Path], context: str | None, *, all_must_exist: bool)
             chosen.server,
         )
 
-    async def log_in(configuration: Configuration) -> ApiClient:
+    def now() -> Selection:
         # Read again: a login in the meantime has put new credentials there.
-        return await _client_of(select(paths, chosen.context, all_must_exist=all_must_exist), configuration)
+        return select(paths, chosen.context, all_must_exist=all_must_exist)
 
-    return Access(chosen.context, chosen.server, chosen.namespace, log_in, chosen.cluster, chosen.user)
+    async def log_in(configuration: Configuration) -> ApiClient:
+        current = now()
+        try:
+            return await _client_of(current, paths, configuration, proxy)
+        except oidc.LoginExpired:
+            # kubectl may have used the refresh token in the same moment, and written down what it got for it.
+            if (again := now()).user == current.user:
+                raise
+            return await _client_of(again, paths, configuration, proxy)
+
+    proxy = proxy_for(chosen.server, str(chosen.cluster.get("proxy-url") or ""), os.environ)
+    return Access(chosen.context, chosen.server, chosen.namespace, log_in, chosen.cluster, chosen.user, proxy)
 
 
-async def _client_of(chosen: Selection, configuration: Configuration) -> ApiClient:
+async def _client_of(
+    chosen: Selection, paths: list[Path], configuration: Configuration, proxy: str | None
+) -> ApiClient:
     lean.prepare()
     from kubernetes_asyncio.client import ApiClient
     from kubernetes_asyncio.config import load_kube_config_from_dict
 
     user = {key: value for key, value in chosen.user.items() if key != "exec"}
     if isinstance(plugin := chosen.user.get("exec"), dict):
-        user |= await credentials(plugin, chosen.context)
+        user |= await credentials(plugin, chosen.context, chosen.cluster)
+    provider = user.get("auth-provider")
+    if isinstance(provider, dict) and provider.get("name") == oidc.NAME:
+        user = {"token": await _id_token(provider.get("config"), chosen, paths)}
     # OpenSSL takes keys from files only. kubernetes_asyncio would write them too, but leaves them, open, until Python
     # ends: a killed tp2 would leave a key behind. These are gone as soon as the client has read them.
     with TemporaryDirectory(prefix="tp2-") as name:
         directory = Path(name)
         selection = replace(chosen, cluster=_in_files(chosen.cluster, directory), user=_in_files(user, directory))
         await load_kube_config_from_dict(selection.as_kubeconfig(), client_configuration=configuration)
-        return ApiClient(configuration)
+        return await http.lead(ApiClient(configuration), proxy)
+
+
+async def _id_token(config: Any, chosen: Selection, paths: list[Path]) -> str:
+    fields = config if isinstance(config, dict) else {}
+    written = str(fields.get("refresh-token"))
+
+    async def keep(tokens: oidc.Tokens) -> None:
+        changes = {"id-token": tokens.id_token, "refresh-token": tokens.refresh_token}
+        try:
+            await write_tokens(paths, chosen.user_name, written, changes)
+        except Unwritten as error:
+            _unwritten[written] = tokens
+            logger.log(
+                logging.DEBUG if tokens.refresh_token == written else logging.WARNING,
+                "tp2 has renewed the login of context %r, but cannot write it into the kubeconfig, so that kubectl may "
+                "have to log in again: %s",
+                chosen.context,
+                error,
+            )
+        else:
+            _unwritten.pop(written, None)
+
+    newer = _unwritten.get(written)
+    latest = {"id-token": newer.id_token, "refresh-token": newer.refresh_token} if newer else {}
+    return await oidc.current_token({**fields, **latest}, chosen.context, keep)
 
 
 def _in_files(fields: Mapping[str, object], directory: Path) -> dict[str, object]:
@@ -188,17 +236,23 @@ def _from_service_account() -> Access:
     async def log_in(configuration: Configuration) -> ApiClient:
         lean.prepare()
         from kubernetes_asyncio.client import ApiClient
-        from kubernetes_asyncio.config import ConfigException, load_incluster_config
 
+        authority = _SERVICE_ACCOUNT / "ca.crt"
         try:
-            load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-            return ApiClient(configuration)
-        except (ConfigException, OSError) as error:
+            # kubelet replaces the token before it expires; each login takes the one that is there then.
+            token = (_SERVICE_ACCOUNT / "token").read_text(encoding="ascii").strip()
+            authority.read_bytes()
+        except (OSError, ValueError) as error:
             raise ClusterError(
                 "the pod's service account cannot be used",
-                str(error),
+                f"{getattr(error, 'filename', None) or _SERVICE_ACCOUNT / 'token'}: "
+                f"{getattr(error, 'strerror', None) or error}",
                 "mount a service account token into the pod, or name a kubeconfig with --kubeconfig",
             ) from error
+        configuration.host, configuration.ssl_ca_cert = server, str(authority)
+        configuration.api_key["BearerToken"] = f"Bearer {token}"
+        return await http.lead(ApiClient(configuration), proxy)
 
-    authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return Access("in-cluster", f"https://{authority}", namespace or "default", log_in)
+    server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+    proxy = proxy_for(server, None, os.environ)
+    return Access("in-cluster", server, namespace or "default", log_in, proxy=proxy)

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from tp2.cluster.proxies import is_usable, without_password
 from tp2.errors import ClusterError
 
 _LISTS = {"contexts": "context", "clusters": "cluster", "users": "user"}
@@ -26,13 +27,14 @@ _LIBRARY_PROVIDERS = ("gcp", "oidc")
 @dataclass(frozen=True, slots=True)
 class Selection:
     """One context with what it refers to. ``cluster`` and ``user`` are the kubeconfig's own fields, without empty
-    ones, with absolute paths; ``user`` is empty if the context names none."""
+    ones, with absolute paths; ``user`` is empty if the context names none, and ``user_name`` is what it is called."""
 
     context: str
     namespace: str
     server: str
     cluster: dict[str, object]
     user: dict[str, object]
+    user_name: str = ""
 
     def as_kubeconfig(self) -> dict[str, object]:
         """A kubeconfig with this context and nothing else."""
@@ -72,6 +74,7 @@ def select(paths: Sequence[Path], context: str | None, *, all_must_exist: bool) 
         server=_server(cluster, name, source),
         cluster=cluster,
         user=_usable(user, name, source),
+        user_name=str(chosen.get("user") or ""),
     )
 
 
@@ -169,11 +172,11 @@ def _server(cluster: dict[str, object], context: str, source: str) -> str:
             "set its server to the URL of the Kubernetes API: https://HOST:PORT",
         )
     proxy = str(cluster.get("proxy-url", ""))
-    if proxy and not _is_http(proxy):
+    if proxy and not is_usable(proxy):
         raise ClusterError(
             f"the proxy-url of context {context!r} cannot be used",
-            f"{proxy!r} is not an HTTP proxy",
-            "use a proxy that speaks HTTP CONNECT (http://HOST:PORT)",
+            f"{without_password(proxy)!r} is no URL of a proxy",
+            "use a proxy that speaks HTTP CONNECT or SOCKS5: http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT",
         )
     return server.rstrip("/")
 

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import logging
 import os
 import sys
 from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tp2.errors import ClusterError
@@ -31,19 +34,33 @@ _CREDENTIALS = {
     "clientKeyData": "client-key-data",
 }
 
+_CLUSTER_FIELDS = (
+    "server",
+    "tls-server-name",
+    "insecure-skip-tls-verify",
+    "certificate-authority-data",
+    "proxy-url",
+    "disable-compression",
+)
 
-async def credentials(plugin: dict[str, Any], context: str) -> dict[str, str]:
+
+async def credentials(plugin: dict[str, Any], context: str, cluster: Mapping[str, Any]) -> dict[str, str]:
     """Run *plugin*, a kubeconfig's ``exec``, and return what it gives as fields of a kubeconfig's user: ``token``, or
     ``client-certificate-data`` and ``client-key-data``.
 
+    :param cluster: the kubeconfig's cluster, which some plugins want to know of (``provideClusterInfo``).
     :raises ClusterError: it cannot be run, failed, took too long or gave no credentials.
     """
     command = str(plugin.get("command") or "")
+    interactive = plugin.get("interactiveMode") != "Never" and sys.stdin is not None and sys.stdin.isatty()
+    if plugin.get("interactiveMode") == "Always" and not interactive:
+        raise _failed(context, command, "it has to ask somebody, and there is no terminal")
     try:
         process = await asyncio.create_subprocess_exec(
             command,
             *map(str, _items(plugin, "args")),
-            env=_environment(plugin),
+            env=_environment(plugin, cluster, interactive=interactive),
+            stdin=None if interactive else asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -101,18 +118,32 @@ def _parsed(output: bytes, context: str, command: str) -> dict[str, str]:
     raise _failed(context, command, "it printed no ExecCredential with a token or a certificate and its key")
 
 
-def _environment(plugin: dict[str, Any]) -> dict[str, str]:
-    info = {
-        "apiVersion": plugin.get("apiVersion"),
-        "kind": "ExecCredential",
-        "spec": {"interactive": sys.stdin is not None and sys.stdin.isatty()},
-    }
+def _environment(plugin: dict[str, Any], cluster: Mapping[str, Any], *, interactive: bool) -> dict[str, str]:
+    spec: dict[str, Any] = {"interactive": interactive}
+    if plugin.get("provideClusterInfo") is True:
+        spec["cluster"] = _cluster_info(cluster)
+    info = {"apiVersion": plugin.get("apiVersion"), "kind": "ExecCredential", "spec": spec}
     more = {
         str(entry["name"]): str(entry.get("value", ""))
         for entry in _items(plugin, "env")
         if isinstance(entry, dict) and "name" in entry
     }
     return {**os.environ, **more, "KUBERNETES_EXEC_INFO": json.dumps(info)}
+
+
+def _cluster_info(cluster: Mapping[str, Any]) -> dict[str, Any]:
+    """Cluster of client.authentication.k8s.io/v1: the kubeconfig's, with its CA inline and the plugin's own part."""
+    info = {key: cluster[key] for key in _CLUSTER_FIELDS if key in cluster}
+    if "certificate-authority" in cluster and "certificate-authority-data" not in cluster:
+        with contextlib.suppress(OSError):
+            # Without it the login fails, and says why, once it is the client's turn to read it.
+            pem = Path(str(cluster["certificate-authority"])).read_bytes()
+            info["certificate-authority-data"] = base64.b64encode(pem).decode()
+    extensions = cluster.get("extensions")
+    for entry in extensions if isinstance(extensions, list) else ():
+        if isinstance(entry, dict) and entry.get("name") == "client.authentication.k8s.io/exec":
+            info["config"] = entry.get("extension")
+    return info
 
 
 def _items(plugin: dict[str, Any], key: str) -> list[Any]:

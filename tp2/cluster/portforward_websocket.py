@@ -97,7 +97,7 @@ async def open_websocket(session: Session, path: str, query: Mapping[str, str], 
     http = aiohttp.ClientSession(
         connector=client.rest_client.pool_manager.connector,
         connector_owner=False,
-        trust_env=True,
+        trust_env=False,
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
         trace_configs=[handshake.trace],
     )

@@ -52,6 +52,7 @@ class Session:
         self._responses: WeakSet[aiohttp.ClientResponse] = WeakSet()
         self._renewing = asyncio.Lock()
         self._renewals = Backoff(first=1.0, ceiling=60.0)
+        self._nudged = asyncio.Event()
 
     async def open(self) -> None:
         """Log in.
@@ -89,10 +90,20 @@ class Session:
         """
         async with self._renewing:
             if login == self.login:
-                loop = asyncio.get_running_loop()
-                await asyncio.sleep(self._renewals.failed(loop.time()))
-                await self.open()
-                self._renewals.succeeded(loop.time())
+                clock = asyncio.get_running_loop().time
+                self._nudged.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._renewals.failed(clock())):
+                        await self._nudged.wait()
+                # Somebody else may have logged in meanwhile: the kubeconfig has changed.
+                if login == self.login:
+                    await self.open()
+                    self._renewals.succeeded(clock())
+
+    def nudge(self) -> None:
+        """The machine woke up, or its network changed: what kept a login from succeeding may be over."""
+        self._renewals.reset()
+        self._nudged.set()
 
     async def get(self, path: str, query: Mapping[str, str], timeout: aiohttp.ClientTimeout) -> aiohttp.ClientResponse:
         """GET *path*; the caller reads and releases the response, whose status is 2xx.

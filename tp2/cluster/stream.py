@@ -264,12 +264,14 @@ class Stream:
     def _report(self, error: ClusterError) -> None:
         # Most breaks are over with the first retry, which is immediate: nobody needs to hear of those.
         if self.failure is not None and not self.lost:
-            logger.warning("lost sight of %s: %s (trying again)", self._resource.plural, error)
+            # Whoever waits for the start is told by its outcome.
+            level = logging.WARNING if self.listed.is_set() else logging.DEBUG
+            logger.log(level, "lost sight of %s: %s (trying again)", self._resource.plural, error)
             self.lost = True
         self.failure = error
 
     def _is_up(self) -> None:
-        if self.lost:
+        if self.lost and self.listed.is_set():
             logger.info("following %s again", self._resource.plural)
         self.failure, self.lost = None, False
         self.heard = time.time()

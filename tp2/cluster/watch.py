@@ -20,7 +20,7 @@ from tp2.cluster.catalog import Catalog
 from tp2.cluster.failure import MayNotList, slow_login
 from tp2.cluster.kubeconfig import Access
 from tp2.cluster.session import Session
-from tp2.cluster.stream import Pace, Resource, Stream
+from tp2.cluster.stream import SLOW_LOGIN, Pace, Resource, Stream
 from tp2.errors import ClusterError
 
 logger = logging.getLogger(__name__)
@@ -71,17 +71,19 @@ class Cluster:
         self._streams = self._make_streams()
         self._following: asyncio.Task[None] | None = None
         self._synced = False
+        self._waiting: ClusterError | None = None
         self._publishing: asyncio.Handle | None = None
 
     async def start(self, timeout: float) -> None:
         """Log in, list everything, and go on following it in the background.
 
-        :param timeout: seconds that all of this may take.
+        :param timeout: seconds that listing may take. Logging in takes as long as it does: it may be a person who has
+            to find their second factor.
         :raises ClusterError: it is impossible, or took longer; nothing is left running.
         """
         try:
+            await self._log_in()
             async with asyncio.timeout(timeout):
-                await self._session.open()
                 await self._list_all()
             self._synced = True
             self._publish()
@@ -91,6 +93,19 @@ class Cluster:
         except BaseException:
             await self.close()
             raise
+
+    async def _log_in(self) -> None:
+        logging_in = asyncio.create_task(self._session.open())
+        try:
+            await asyncio.wait([logging_in], timeout=SLOW_LOGIN)
+            if not logging_in.done():
+                self._waiting = slow_login(self._access)
+                logger.warning("%s. %s", self._waiting, self._waiting.remedy)
+            await logging_in
+        finally:
+            logging_in.cancel()
+            await asyncio.gather(logging_in, return_exceptions=True)
+            self._waiting = None
 
     async def close(self) -> None:
         """Stop following and close all connections. May be called again, and without a start."""
@@ -106,6 +121,7 @@ class Cluster:
 
     def nudge(self) -> None:
         """The machine woke up, or its network changed: see :meth:`tp2.cluster.stream.Stream.nudge`."""
+        self._session.nudge()
         for stream in self._streams:
             stream.nudge()
 
@@ -128,7 +144,7 @@ class Cluster:
 
     def status(self) -> ClusterStatus:
         """How it is, for ``tp2 status``."""
-        lost = next((stream.failure for stream in self._streams if stream.lost), None)
+        lost = self._waiting or next((stream.failure for stream in self._streams if stream.lost), None)
         heard = min((stream.heard for stream in self._streams if stream.lost), default=time.time())
         running = self._following is not None and not self._following.done()
         return {
@@ -160,7 +176,8 @@ class Cluster:
         except MayNotList as forbidden:
             if self._scopes != [None]:
                 raise
-            self._scopes, self._builder = [self._access.namespace], CatalogBuilder()
+            self._scopes = [self._access.namespace]
+            self._builder = CatalogBuilder(listed=frozenset((self._access.namespace,)))
             self._streams = self._make_streams()
             try:
                 await self._list_scopes()
@@ -203,9 +220,6 @@ class Cluster:
 
     def _too_slow(self, timeout: float) -> ClusterError:
         context, within = self._access.context, f"within {timeout:g} s"
-        if not self._session.login:
-            slow = slow_login(self._access)
-            return ClusterError(f"the credentials of context {context!r} did not come {within}", slow.why, slow.remedy)
         failure = next((stream.failure for stream in self._streams if stream.failure), None)
         if failure is not None:
             return ClusterError(failure.what, f"{failure.why} (no better {within})", failure.remedy)

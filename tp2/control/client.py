@@ -8,20 +8,45 @@ import signal
 import socket
 import struct
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from tp2.errors import NotRunning, Tp2Error
+from tp2.errors import ExitCode, NotRunning, Tp2Error
 from tp2.runtime import RuntimeDirectory
 
 #: Seconds that a healthy daemon never needs to answer.
 TIMEOUT: Final = 10.0
 
 
-def ask(runtime: RuntimeDirectory, operation: str) -> dict[str, Any]:
+#: Seconds between two looks whether tp2 is ready.
+LOOK_EVERY: Final = 0.1
+
+
+def wait_until_ready(runtime: RuntimeDirectory, seconds: float) -> dict[str, Any]:
+    """Return the status as soon as it is ready, or as it is after so many *seconds*.
+
+    :raises NotRunning: tp2 does not run, not even then.
+    :raises Tp2Error: as :func:`ask`.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        last = time.monotonic() >= deadline
+        try:
+            answer = ask(runtime, "status")
+            if last or answer["state"] == "ready":
+                return answer
+        except NotRunning:
+            if last:
+                raise
+        time.sleep(max(0.0, min(LOOK_EVERY, deadline - time.monotonic())))
+
+
+def ask(runtime: RuntimeDirectory, operation: str, **arguments: Any) -> dict[str, Any]:
     """Ask the daemon of *runtime* one question and return its answer.
 
+    :param arguments: what the operation takes besides its name.
     :raises NotRunning: nobody answers there.
     :raises Tp2Error: the answer says so, does not come, or somebody else gives it.
     """
@@ -40,7 +65,7 @@ def ask(runtime: RuntimeDirectory, operation: str) -> dict[str, Any]:
             ) from error
         _check_peer(sock, runtime)
         try:
-            sock.sendall(json.dumps({"op": operation}).encode() + b"\n")
+            sock.sendall(json.dumps({"op": operation, **arguments}).encode() + b"\n")
             answer = b"".join(iter(lambda: sock.recv(65536), b""))
             message = json.loads(answer)
         except TimeoutError as error:
@@ -51,10 +76,21 @@ def ask(runtime: RuntimeDirectory, operation: str) -> dict[str, Any]:
             ) from error
         except (OSError, ValueError) as error:
             raise _not_running(runtime) from error
+    match message:
+        case {"error": [str(what), str(why), str(remedy)], "exit_code": int(code)}:
+            raise _told(what, why, remedy, code)
     if not isinstance(message, dict) or "error" in message:
         why = str(message.get("error")) if isinstance(message, dict) else "not an object"
         raise Tp2Error(f"tp2 did not answer '{operation}'", why, "check that the running tp2 has the same version")
     return message
+
+
+def _told(what: str, why: str, remedy: str, code: int) -> Tp2Error:
+    """Return the daemon's error, with the exit code that it would have had there."""
+    error = Tp2Error(what, why, remedy)
+    with suppress(ValueError):
+        error.exit_code = ExitCode(code)
+    return error
 
 
 def stop(runtime: RuntimeDirectory, timeout: float = 30.0) -> None:

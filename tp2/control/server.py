@@ -8,11 +8,12 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from tp2.control import MAX_QUESTION
 from tp2.control.client import peer_uid
+from tp2.errors import Tp2Error
 from tp2.runtime import RuntimeDirectory
 
 logger = logging.getLogger(__name__)
@@ -21,16 +22,27 @@ logger = logging.getLogger(__name__)
 PATIENCE: Final = 5.0
 
 
+#: An answer, now or later; Tp2Error is told as it is.
+Answer = dict[str, Any] | Awaitable[dict[str, Any]]
+
+
 class ControlServer:
     """Answers questions on a Unix socket.
 
     :param runtime: whose socket is made, 0600; a stale one must be gone.
     :param operations: the answer to each question, as a JSON object.
+    :param requests: the same for questions that say more than their name: given the whole question.
     """
 
-    def __init__(self, runtime: RuntimeDirectory, operations: dict[str, Callable[[], dict[str, Any]]]) -> None:
+    def __init__(
+        self,
+        runtime: RuntimeDirectory,
+        operations: Mapping[str, Callable[[], Answer]],
+        requests: Mapping[str, Callable[[dict[str, Any]], Answer]] | None = None,
+    ) -> None:
         self._runtime = runtime
         self._operations = operations
+        self._requests = requests or {}
         self._server: asyncio.Server | None = None
         self._conversations: set[asyncio.Task[None]] = set()
 
@@ -68,7 +80,7 @@ class ControlServer:
         try:
             if peer_uid(writer.get_extra_info("socket")) in (None, 0, os.geteuid()):
                 async with asyncio.timeout(PATIENCE):
-                    writer.write(json.dumps(self._answer(await reader.readline())).encode() + b"\n")
+                    writer.write(json.dumps(await self._answer(await reader.readline())).encode() + b"\n")
                     await writer.drain()
         except (OSError, ValueError, TimeoutError) as error:
             # ValueError: more than MAX_QUESTION bytes without an end of line.
@@ -79,12 +91,20 @@ class ControlServer:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    def _answer(self, question: bytes) -> dict[str, Any]:
+    async def _answer(self, question: bytes) -> dict[str, Any]:
         try:
             message = json.loads(question)
         except (ValueError, RecursionError):
             return {"error": "the question is not JSON"}
-        operation = self._operations.get(str(message.get("op"))) if isinstance(message, dict) else None
-        if operation is None:
-            return {"error": f"unknown question; known are {', '.join(sorted(self._operations))}"}
-        return operation()
+        name = str(message.get("op")) if isinstance(message, dict) else ""
+        try:
+            if name in self._operations:
+                answer = self._operations[name]()
+            elif name in self._requests:
+                answer = self._requests[name](message)
+            else:
+                known = sorted([*self._operations, *self._requests])
+                return {"error": f"unknown question; known are {', '.join(known)}"}
+            return answer if isinstance(answer, dict) else await answer
+        except Tp2Error as error:
+            return {"error": [error.what, error.why, error.remedy], "exit_code": int(error.exit_code)}

@@ -16,6 +16,7 @@ import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from tp2.dns.message import OUR_UDP_SIZE
 from tp2.dns.responder import Deferred
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 # Datagrams per call: enough to spread the cost of the call, few enough to let others have the loop in between.
 BATCH = 64
 # Octets of one request or reply in a batch. Larger replies are sent by themselves; nobody has a larger question.
-SLOT = 4096
+SLOT = OUR_UDP_SIZE + 1
 # Room for one sockaddr: a sockaddr_in6 has 28 octets.
 _ADDRESS_SLOT = 32
 _ADDRESS_SIZE = {socket.AF_INET: 16, socket.AF_INET6: 28}

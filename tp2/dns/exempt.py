@@ -3,7 +3,8 @@
 Exempting a socket costs a round trip to the privileged helper, so UDP sockets are kept and used again. What must not
 be used again is a source port: one that an attacker knows is half of a forged answer (RFC 5452 section 9.2). So a
 socket is connected when a query takes it, which makes the kernel choose a fresh ephemeral port and drop what others
-send, and dissolved when the query gives it back, which gives the port up.
+send, and dissolved when the query gives it back, which gives the port up. Where it does not (BSDs; and pf, which
+exempts a socket by binding it), every query has a socket of its own.
 """
 
 from __future__ import annotations
@@ -112,7 +113,8 @@ def _dissolve(sock: socket.socket) -> bool:
         try:
             sock.recv(_LARGEST_DATAGRAM)
         except BlockingIOError:
-            return True
+            # A port that was bound, or that BSDs let no socket give up, must not be used again: the socket goes.
+            return int(sock.getsockname()[1]) == 0
         except OSError:
             continue  # A pending ICMP error; reading it has cleared it.
     return False

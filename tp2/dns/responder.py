@@ -46,7 +46,7 @@ from tp2.dns.message import (
     truncate,
 )
 from tp2.dns.names import BadName
-from tp2.dns.records import CLASS_IN, Type
+from tp2.dns.records import CLASS_IN, Record, Type, address_record
 from tp2.dns.servers import server_text
 from tp2.dns.upstream import Reply, Upstream, UpstreamError
 from tp2.dns.zone import Answer, ZoneConfig, could_be_short, is_cluster_name, resolve, resolve_expanded
@@ -129,10 +129,12 @@ class Responder:
         upstream: Upstream,
         config: ZoneConfig,
         why_unsynced: Callable[[], str],
+        hear: Callable[[str], str | None] = lambda _: None,
     ) -> None:
         self._catalog = catalog
         self._synced = synced
         self._why_unsynced = why_unsynced
+        self._hear = hear
         self._capture = capture
         self._upstream = upstream
         self._config = config
@@ -194,6 +196,8 @@ class Responder:
             if is_cluster_name(query.name, self._config):
                 return self._refuse(exchange, "the cluster's names are of class IN")
             return self._forward(exchange)
+        if (address := self._hear(query.name)) is not None:
+            return self._answer_canary(exchange, address)
         if not self._synced():
             if self._is_waited_for(query):
                 return partial(self._guard, exchange, self._when_turned)
@@ -206,6 +210,13 @@ class Responder:
         if query.edns_version:
             return self._refuse(exchange, f"EDNS version {query.edns_version} is not known here", Rcode.BADVERS)
         return self._lead_to(exchange, answer, catalog)
+
+    def _answer_canary(self, exchange: _Exchange, address: str) -> bytes:
+        # Nobody's question, so it does not count.
+        self.counters.queries -= 1
+        query = exchange.query
+        answers = [address_record(query.name, address, 0)] if query.type == Type.A else []
+        return build_reply(query, Rcode.NOERROR, answers=answers, authoritative=True, limit=exchange.limit)
 
     def _is_waited_for(self, query: Query) -> bool:
         if self._former is None or time.monotonic() >= self._turning_until or self._turning >= _MOST_WAITING:
@@ -239,7 +250,7 @@ class Responder:
 
     def _answer(self, exchange: _Exchange, answer: Answer, wanted: tuple[Wanted, ...], catalog: Catalog) -> bytes:
         if answer.rcode == Rcode.SERVFAIL:
-            return self._fail(exchange, ExtendedError(Ede.OTHER, answer.reason))
+            return self._fail(exchange, ExtendedError(Ede.OTHER, answer.reason), answers=answer.answers)
         try:
             reply = build_reply(
                 exchange.query,
@@ -285,12 +296,15 @@ class Responder:
             if chain.truncated:
                 reply = await self._exchange(message, tcp=True)
                 chain = read_chain(reply.message)
-            if reply.failures:
-                raise UpstreamError(Ede.NO_REACHABLE_AUTHORITY, reply.failures)
-        except UpstreamError as error:
-            return self._fail(exchange, ExtendedError(error.code, f"{target}: {error.words}"))
-        except (BadName, BadReply) as error:
+            if reply.failures or chain.rcode not in (Rcode.NOERROR, Rcode.NXDOMAIN):
+                words = reply.failures or f"{server_text(reply.server)} answered with code {chain.rcode}"
+                raise UpstreamError(Ede.NO_REACHABLE_AUTHORITY, words)
+        except BadName as error:
             return self._fail(exchange, ExtendedError(Ede.OTHER, f"{target}: {error}"))
+        except (UpstreamError, BadReply) as error:
+            # The alias is as true as ever; the response code is about its end (RFC 6604 section 3).
+            code = error.code if isinstance(error, UpstreamError) else Ede.OTHER
+            return self._fail(exchange, ExtendedError(code, f"{target}: {error}"), answers=answer.answers)
         whole = build_reply(
             query,
             chain.rcode,
@@ -365,10 +379,16 @@ class Responder:
         error = ExtendedError(Ede.NOT_SUPPORTED, why)
         return build_reply(exchange.query, rcode, error=error, limit=exchange.limit)
 
-    def _fail(self, exchange: _Exchange, error: ExtendedError, rcode: Rcode = Rcode.SERVFAIL) -> bytes:
+    def _fail(
+        self,
+        exchange: _Exchange,
+        error: ExtendedError,
+        rcode: Rcode = Rcode.SERVFAIL,
+        answers: Sequence[Record] = (),
+    ) -> bytes:
         self.counters.failures += 1
         exchange.log("failed", error.text)
-        return build_reply(exchange.query, rcode, error=error, limit=exchange.limit)
+        return build_reply(exchange.query, rcode, answers=answers, error=error, limit=exchange.limit)
 
     def _unforeseen(self, data: bytes, tcp: bool, error: Exception) -> bytes:
         exchange = _Exchange(parse_query(data), data, tcp, time.perf_counter())

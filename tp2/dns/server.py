@@ -3,7 +3,8 @@
 Both transports are bounded. UDP holds nothing but the queries that wait (see :mod:`tp2.dns.responder`). TCP (RFC 7766)
 bounds the connections, the queries that one connection has under way, and the time that it may be silent; replies
 leave in the order in which they become ready, and one that nobody reads holds up its own connection only. When there
-are too many connections, the one that has been silent for longest makes room.
+are too many connections, the one that has been silent for longest makes room; one that waits for an answer, only if all
+of them do.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class DnsServer:
     :param upstream: takes what is not the cluster's. The server does not close it.
     :param config: the cluster's domain and how the user wants names looked up.
     :param why_unsynced: says, for the client to read, why the cluster has not been listed.
+    :param hear: gives the address of a name that is not the cluster's but our own, None for any other.
 
     ``port`` is what it listens on, 0 before :meth:`start`.
     """
@@ -56,6 +58,7 @@ class DnsServer:
         upstream: Upstream,
         config: ZoneConfig,
         why_unsynced: Callable[[], str] = lambda: "tp2 has not listed the cluster's services yet",
+        hear: Callable[[str], str | None] = lambda _: None,
     ) -> None:
         self._responder = Responder(
             catalog=catalog,
@@ -64,6 +67,7 @@ class DnsServer:
             upstream=upstream,
             config=config,
             why_unsynced=why_unsynced,
+            hear=hear,
         )
         self._tasks: set[asyncio.Task[None]] = set()
         # The one that has been silent for longest is first.
@@ -71,6 +75,8 @@ class DnsServer:
         self._closing = False
         self._datagrams: list[Datagrams] = []
         self._servers: list[asyncio.Server] = []
+        # What is listened on besides, by interface.
+        self._elsewhere: dict[str, tuple[list[Datagrams], list[asyncio.Server]]] = {}
         #: The port that is listened on; 0 before :meth:`start`.
         self.port = 0
 
@@ -106,9 +112,32 @@ class DnsServer:
         self.port = port
         return port
 
+    async def listen_on(self, device: str, addresses: Sequence[str]) -> int:
+        """Listen on *addresses* of an interface too, and hear only what comes in by it (Linux).
+
+        :returns: the port, the same everywhere.
+        :raises AddressInUse: an address is not this machine's, or there is no such interface.
+        """
+        port, datagrams, streams = _bind(addresses, 0, device)
+        self._elsewhere[device] = (
+            [await serve_datagrams(s, self._responder.respond, self.spawn, batched=False) for s in datagrams],
+            [await asyncio.start_server(self._connected, sock=sock) for sock in streams],
+        )
+        return port
+
+    async def leave(self, device: str) -> None:
+        """Stop listening on *device*; connections that came in by it go on."""
+        datagrams, servers = self._elsewhere.pop(device, ([], []))
+        for server in servers:
+            server.close()
+        for datagram in datagrams:
+            await datagram.close()
+
     async def close(self) -> None:
         """Stop listening, drop the queries under way, and return when nothing of them is left."""
         self._closing = True
+        for device in list(self._elsewhere):
+            await self.leave(device)
         for server in self._servers:
             server.close()
         for datagrams in self._datagrams:
@@ -135,8 +164,9 @@ class DnsServer:
             return
         if len(self._connections) >= _MOST_CONNECTIONS:
             oldest = next(iter(self._connections))
-            del self._connections[oldest]
-            oldest.abort()
+            silent = next((each for each in self._connections if not each.under_way), oldest)
+            del self._connections[silent]
+            silent.abort()
         connection = _Connection(self._responder.respond, self._heard, reader, writer)
         self._connections[connection] = None
         self.spawn(self._serve(connection))
@@ -171,6 +201,8 @@ class _Connection:
         self._reader = reader
         self._writer = writer
         self._room = asyncio.Semaphore(_MOST_PIPELINED)
+        #: How many of its queries have no reply yet.
+        self.under_way = 0
 
     def abort(self) -> None:
         """End at once, whatever is under way."""
@@ -191,6 +223,7 @@ class _Connection:
                 if request is None:
                     break  # A client may close its side when it has asked all; the group still answers it.
                 self._heard(self)
+                self.under_way += 1
                 group.create_task(self._answer(request))
         self._writer.close()
         async with asyncio.timeout(_IDLE_TIMEOUT):
@@ -212,10 +245,13 @@ class _Connection:
             self._writer.write(len(reply).to_bytes(2) + reply)
             async with asyncio.timeout(_IDLE_TIMEOUT):
                 await self._writer.drain()
+        self.under_way -= 1
         self._room.release()
 
 
-def _bind(addresses: Sequence[str], port: int) -> tuple[int, list[socket.socket], list[socket.socket]]:
+def _bind(
+    addresses: Sequence[str], port: int, device: str | None = None
+) -> tuple[int, list[socket.socket], list[socket.socket]]:
     """Sockets for both transports on all *addresses*, on one port."""
     for _ in range(_PORT_ATTEMPTS):
         sockets: list[socket.socket] = []
@@ -223,7 +259,7 @@ def _bind(addresses: Sequence[str], port: int) -> tuple[int, list[socket.socket]
         try:
             for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
                 for address in addresses:
-                    sockets.append(_bound(address, chosen, kind))
+                    sockets.append(_bound(address, chosen, kind, device))
                     chosen = sockets[0].getsockname()[1]
         except OSError as error:
             for sock in sockets:
@@ -244,7 +280,7 @@ def _bind(addresses: Sequence[str], port: int) -> tuple[int, list[socket.socket]
     )
 
 
-def _bound(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
+def _bound(address: str, port: int, kind: socket.SocketKind, device: str | None) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, kind)
     try:
@@ -256,6 +292,8 @@ def _bound(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
         else:
             # A connection of the previous run in TIME_WAIT must not keep the port from us.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if device is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode() + b"\0")
         sock.bind((address, port))
     except BaseException:
         sock.close()

@@ -26,6 +26,8 @@ and outside of it these:
 A name of 1 to 10 that does not exist is NXDOMAIN: the zone is ours, and a question about it is never forwarded. A
 name of 11 to 13 is answered only when the object exists, since the internet has a ``.dev`` whether or not the cluster
 has a namespace of that name; but then whatever it has no records for is NODATA at once.
+
+Where the user may list the services of some namespaces only, the others' names are SERVFAIL: they may exist.
 """
 
 from __future__ import annotations
@@ -101,13 +103,15 @@ def resolve_expanded(qname: str, qtype: int, catalog: Catalog, config: ZoneConfi
     A client with a search list asks for ``web.corp.example`` when its user says ``web``. Most then ask for ``web`` too,
     but some (systemd-resolved among them) send no name of one label, and this is all that is ever heard of it.
 
-    :returns: None unless *qname* is a short name under an entry of the search list.
+    :returns: None unless *qname* is a short name under an entry of the search list, or one that tp2 may not know.
     """
     if not _excluded(qname, config):
         for short, _ in _unexpanded(qname, config):
             answer = None if _excluded(short, config) else _answer_short(short, qname, qtype, catalog, config)
             if answer is not None:
                 return answer
+        if qname.endswith(".svc"):
+            return _answer_unseen(f"{qname}.{config.zone}", catalog, config)
     return None
 
 
@@ -123,8 +127,21 @@ def _answer_in_zone(qname: str, qtype: int, catalog: Catalog, config: ZoneConfig
     node = tree.find(qname, catalog, config)
     soa = tree.soa(config.zone, catalog, config)
     if node is None:
+        unseen = _answer_unseen(qname, catalog, config)
+        if unseen is not None:
+            return unseen
         return Answer(Rcode.NXDOMAIN, "no such name in the cluster", authority=(soa,))
     return _answer_from(node, qname, qtype, catalog, config, soa)
+
+
+def _answer_unseen(qname: str, catalog: Catalog, config: ZoneConfig) -> Answer | None:
+    """The answer for a name in the zone that may exist where the user may not list services; None for all others."""
+    match qname[: -len(config.zone)].split(".")[:-1]:
+        case [*_, namespace, "svc"] | [*_, namespace, "pod"] if catalog.listed and namespace not in catalog.listed:
+            seen = ", ".join(sorted(catalog.listed))
+            why = f"tp2 is not allowed to list the services of namespace {namespace}, only those of {seen}"
+            return Answer(Rcode.SERVFAIL, why)
+    return None
 
 
 def _answer_expanded_full(qname: str, qtype: int, catalog: Catalog, config: ZoneConfig) -> Answer | None:

@@ -128,6 +128,10 @@ class HelperForwarder:
         """See :class:`tp2.forward.rules.Rules`."""
         await self._do(protocol.Containers(tuple(inlets)))
 
+    async def steer_dns(self, domains: Sequence[str], search: Sequence[str], port: int) -> None:
+        """See :class:`tp2.forward.rules.Rules`."""
+        await self._do(protocol.SteerDns(tuple(domains), tuple(search), port))
+
     async def exempt(self, sock: socket.socket) -> None:
         """See :class:`tp2.forward.rules.Rules`."""
         await self._do(protocol.Exempt(), sock)

@@ -2,10 +2,11 @@
 
 It is started by the daemon with one end of a socket pair as its standard input (through sudo where the user is not
 root), claims the platform's rules, and then does what :mod:`tp2.forward.protocol` lists and nothing else. It reads
-no files, opens no network connection, and takes no arguments. On Linux it gives up everything that root may do but
-CAP_NET_ADMIN before it reads the first request (:mod:`tp2.forward.capabilities`), and redirects only to sockets of
-the user who sends the requests (:mod:`tp2.forward.listeners`). Any end of the socket (the daemon stopped, crashed or
-was killed) removes every rule; so does the kernel if the helper itself is killed.
+no files, opens no network connection, and takes one word of :data:`tp2.forward.platforms.KINDS`. On Linux it gives up
+everything that root may do but CAP_NET_ADMIN before it reads the first request (:mod:`tp2.forward.capabilities`), and
+redirects only to sockets of the user who sends the requests (:mod:`tp2.forward.listeners`). Any end of the socket (the
+daemon stopped, crashed or was killed) removes every rule; if the helper itself is killed, so does the kernel, or, for
+pf, a guardian (:mod:`tp2.forward.pfguard`).
 """
 
 from __future__ import annotations
@@ -24,11 +25,8 @@ from typing import Final, NamedTuple, NoReturn
 
 from tp2.errors import ForwarderError, Tp2Error
 from tp2.forward import protocol
-from tp2.forward.capabilities import keep_only_net_admin
-from tp2.forward.listeners import Listeners
-from tp2.forward.nftables import Nftables
+from tp2.forward.platforms import AUTO, KINDS, choose
 from tp2.forward.rules import Rules
-from tp2.forward.stopgap import Stopgap
 
 #: struct ucred of unix(7): process, user, group.
 _CREDENTIALS: Final = struct.Struct("=iII")
@@ -54,7 +52,8 @@ def main() -> NoReturn:
     # A Ctrl-C or a closed terminal reaches the whole foreground group; the daemon decides what it means.
     for name in (signal.SIGINT, signal.SIGHUP, signal.SIGTSTP):
         signal.signal(name, signal.SIG_IGN)
-    if not stat.S_ISSOCK(os.fstat(0).st_mode):
+    kind, *rest = sys.argv[1:] or [AUTO]
+    if not stat.S_ISSOCK(os.fstat(0).st_mode) or kind not in KINDS or rest:
         sys.stderr.write("tp2: the helper is started by 'tp2 up', not by hand\n")
         raise SystemExit(2)
     # What libraries print about failures goes to the daemon as an error; the terminal is the daemon's.
@@ -63,10 +62,27 @@ def main() -> NoReturn:
         channel.setblocking(True)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
-        raise SystemExit(_on_linux(channel))
+        try:
+            start = {"nftables": _with_nftables, "pf": _with_pf}[choose(kind)]
+        except Tp2Error as error:
+            channel.sendall(protocol.encode_reply(error))
+            raise SystemExit(1) from error
+        raise SystemExit(start(channel))
 
 
-def _on_linux(channel: socket.socket) -> int:
+def _with_pf(channel: socket.socket) -> int:
+    from tp2.forward.pf import Pf
+
+    return serve(channel, Pf())
+
+
+def _with_nftables(channel: socket.socket) -> int:
+    # Imported here: what they need of the system is only on Linux.
+    from tp2.forward.capabilities import keep_only_net_admin
+    from tp2.forward.listeners import Listeners
+    from tp2.forward.nftables import Nftables
+    from tp2.forward.stopgap import Stopgap
+
     # The driver of TUN devices is root's to open; all that follows is for CAP_NET_ADMIN.
     stopgap = Stopgap()
     try:
@@ -185,6 +201,8 @@ def _answer(
                 rules.cluster(addresses, gone, local_port)
             case protocol.Containers(inlets):
                 rules.containers(inlets)
+            case protocol.SteerDns(domains, search, port):
+                rules.steer_dns(domains, search, port)
             case protocol.Exempt():
                 _exempt(rules, descriptors)
             case protocol.EndOrphans():

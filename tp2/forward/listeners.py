@@ -37,6 +37,8 @@ class Listeners:
     """
 
     def __init__(self) -> None:
+        # Of the cluster's addresses, whether they are IPv6: those that there have been.
+        self._families: set[bool] = set()
         try:
             self._netlink = netlink.Netlink(netlink.SOCK_DIAG)
         except OSError as error:
@@ -60,12 +62,10 @@ class Listeners:
                 for redirect in redirects:
                     address = redirect.local_address or loopback(redirect.destination.is_ipv6)
                     self._require(uid, address, redirect.local_port, socket.IPPROTO_TCP)
-            case Cluster(add=addresses, port=int(port)):
-                families = {":" in address for address in addresses}
-                for is_ipv6 in (False, True):
-                    # The port is for the addresses of earlier requests too.
-                    if is_ipv6 in families or self.owner(loopback(is_ipv6), port) is not None:
-                        self._require(uid, loopback(is_ipv6), port, socket.IPPROTO_TCP)
+            case Cluster(add=addresses, port=port):
+                self._families |= {":" in address for address in addresses}
+                if port is not None:
+                    self._check_cluster(port, uid)
             case Containers(inlets):
                 for inlet in inlets:
                     self._check_inlet(inlet, uid)
@@ -104,6 +104,12 @@ class Listeners:
     def _require(self, uid: int, address: str, port: int, protocol: int, interface: int = 0) -> None:
         if (owner := self.owner(address, port, protocol, interface)) != uid:
             raise _refusal(owner, uid, f"{address} port {port}")
+
+    def _check_cluster(self, port: int, uid: int) -> None:
+        for is_ipv6 in (False, True):
+            # The port is for the addresses of earlier requests too.
+            if is_ipv6 in self._families or self.owner(loopback(is_ipv6), port) is not None:
+                self._require(uid, loopback(is_ipv6), port, socket.IPPROTO_TCP)
 
     def _check_inlet(self, inlet: Inlet, uid: int) -> None:
         try:

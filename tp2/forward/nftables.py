@@ -19,7 +19,8 @@ an address of the cluster, without one         refused by a reset, and counted
 =============================================  =======================================================
 
 What comes in by an inlet goes the same way, but to the ports of that inlet on the interface's own address; and
-those ports take nothing else: a packet that was not redirected to them is dropped.
+those ports take nothing else: a packet that was not redirected to them is dropped. The table itself, with the reasons
+for each of its rules, is in :mod:`tp2.forward.nftables_table`.
 """
 
 from __future__ import annotations
@@ -28,104 +29,16 @@ import ipaddress
 import socket
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from tp2.errors import AlreadyRunning, ForwarderError, PrivilegeError
 from tp2.forward import nftables_needs
 from tp2.forward.libnftables import Session
+from tp2.forward.nftables_table import MARK, REDIRECT, REFUSE, SKELETON, TABLE
 from tp2.forward.orphans import end_orphans
 from tp2.forward.rules import Inlet, loopback
-from tp2.forward.stopgap import DEVICE, Stopgap
+from tp2.forward.stopgap import Stopgap
 from tp2.types import Destination, Redirect
-
-#: Marks the packets of exempted sockets: ASCII "tp", away from the low bits that VPNs and Kubernetes use.
-MARK: Final = 0x7470
-
-#: Destinations of refused connections that are counted at one time, and until when they are not asked for, in hours.
-REFUSED_SIZE: Final = 1024
-REFUSED_HOURS: Final = 1
-
-_TABLE: Final = "inet tp2"
-
-_COUNTED: Final = f"size {REFUSED_SIZE}; flags dynamic,timeout; timeout {REFUSED_HOURS}h; counter;"
-
-# Each line is a command of nft(8); together they are one transaction.
-_SKELETON: Final = f"""\
-create table {_TABLE} {{ flags owner; }}
-add map {_TABLE} redirects4 {{ type ipv4_addr . inet_service : ipv4_addr . inet_service; }}
-add map {_TABLE} redirects6 {{ type ipv6_addr . inet_service : inet_service; }}
-add set {_TABLE} captured4 {{ type ipv4_addr . inet_service; }}
-add set {_TABLE} captured6 {{ type ipv6_addr . inet_service; }}
-add set {_TABLE} cluster4 {{ type ipv4_addr; }}
-add set {_TABLE} cluster6 {{ type ipv6_addr; }}
-add set {_TABLE} refused4 {{ type ipv4_addr . inet_service; {_COUNTED} }}
-add set {_TABLE} refused6 {{ type ipv6_addr . inet_service; {_COUNTED} }}
-add set {_TABLE} dns4 {{ type ipv4_addr; }}
-add set {_TABLE} dns6 {{ type ipv6_addr; }}
-add set {_TABLE} inlets {{ type ifname; }}
-add map {_TABLE} inlet_tcp {{ type ifname : inet_service; }}
-add map {_TABLE} inlet_dns {{ type ifname : inet_service; }}
-add set {_TABLE} inlet_ports {{ type ifname . inet_proto . inet_service; }}
-add set {_TABLE} closed {{ type inet_proto . inet_service; }}
-
-add chain {_TABLE} dns
-add chain {_TABLE} cluster_out
-add chain {_TABLE} cluster_in
-add chain {_TABLE} refuse
-
-add chain {_TABLE} output {{ type nat hook output priority -110; policy accept; }}
-add rule {_TABLE} output meta mark {MARK:#x} return
-add rule {_TABLE} output ip daddr @dns4 jump dns
-add rule {_TABLE} output ip6 daddr @dns6 jump dns
-add rule {_TABLE} output meta l4proto != tcp return
-add rule {_TABLE} output fib daddr type local return
-add rule {_TABLE} output dnat ip to ip daddr . tcp dport map @redirects4
-add rule {_TABLE} output meta l4proto tcp redirect to :ip6 daddr . tcp dport map @redirects6
-add rule {_TABLE} output jump cluster_out
-
-add chain {_TABLE} prerouting {{ type nat hook prerouting priority -110; policy accept; }}
-add rule {_TABLE} prerouting iifname != @inlets return
-add rule {_TABLE} prerouting ip daddr @dns4 meta l4proto {{ tcp, udp }} th dport 53 redirect to :iifname map @inlet_dns
-add rule {_TABLE} prerouting ip6 daddr @dns6 meta l4proto {{ tcp, udp }} th dport 53 redirect to :iifname map @inlet_dns
-add rule {_TABLE} prerouting meta l4proto != tcp return
-add rule {_TABLE} prerouting fib daddr type local return
-add rule {_TABLE} prerouting ip daddr . tcp dport @captured4 redirect to :iifname map @inlet_tcp
-add rule {_TABLE} prerouting ip6 daddr . tcp dport @captured6 redirect to :iifname map @inlet_tcp
-add rule {_TABLE} prerouting jump cluster_in
-
-add chain {_TABLE} local_out {{ type filter hook output priority -10; policy accept; }}
-add rule {_TABLE} local_out oifname "{DEVICE}" reject with icmpx no-route
-add rule {_TABLE} local_out meta mark {MARK:#x} return
-add rule {_TABLE} local_out jump refuse
-
-add chain {_TABLE} forward {{ type filter hook forward priority -10; policy accept; }}
-add rule {_TABLE} forward oifname "{DEVICE}" reject with icmpx no-route
-add rule {_TABLE} forward iifname @inlets jump refuse
-
-add chain {_TABLE} input {{ type filter hook input priority -10; policy accept; }}
-add rule {_TABLE} input ct state != new return
-add rule {_TABLE} input ct status dnat return
-add rule {_TABLE} input iif != lo ip daddr 127.0.0.0/8 drop
-add rule {_TABLE} input iifname . meta l4proto . th dport @inlet_ports drop
-add rule {_TABLE} input iif != lo meta l4proto . th dport @closed fib daddr . iif type != local drop
-"""
-
-_REFUSE: Final = f"""\
-add rule {_TABLE} refuse meta l4proto != tcp return
-add rule {_TABLE} refuse tcp flags & (fin|syn|rst|ack) != syn return
-add rule {_TABLE} refuse fib daddr type local return
-add rule {_TABLE} refuse ip daddr @cluster4 update @refused4 {{ ip daddr . tcp dport }}
-add rule {_TABLE} refuse ip6 daddr @cluster6 update @refused6 {{ ip6 daddr . tcp dport }}
-add rule {_TABLE} refuse ip daddr @cluster4 reject with tcp reset
-add rule {_TABLE} refuse ip6 daddr @cluster6 reject with tcp reset
-"""
-
-_REDIRECT: Final = f"""\
-add rule {_TABLE} cluster_out ip daddr @cluster4 meta l4proto tcp redirect to :{{port}}
-add rule {_TABLE} cluster_out ip6 daddr @cluster6 meta l4proto tcp redirect to :{{port}}
-add rule {_TABLE} cluster_in ip daddr @cluster4 meta l4proto tcp redirect to :iifname map @inlet_tcp
-add rule {_TABLE} cluster_in ip6 daddr @cluster6 meta l4proto tcp redirect to :iifname map @inlet_tcp
-"""
 
 _OF_INLETS: Final = (
     ("set", "inlets"),
@@ -164,7 +77,7 @@ class Nftables:
         :raises AlreadyRunning: the table exists: another tp2 captures this network namespace.
         """
         self._session = Session()
-        error = self._session.run(_SKELETON)
+        error = self._session.run(SKELETON)
         if error is None:
             return
         try:
@@ -174,8 +87,8 @@ class Nftables:
 
     def capture_dns(self, nameservers: Sequence[str], port: int) -> None:
         """See :meth:`tp2.forward.rules.Rules.capture_dns`."""
-        commands = [f"flush chain {_TABLE} dns", f"flush set {_TABLE} dns4", f"flush set {_TABLE} dns6"]
-        commands += [f"add rule {_TABLE} dns {proto} dport 53 redirect to :{port}" for proto in ("udp", "tcp")]
+        commands = [f"flush chain {TABLE} dns", f"flush set {TABLE} dns4", f"flush set {TABLE} dns6"]
+        commands += [f"add rule {TABLE} dns {proto} dport 53 redirect to :{port}" for proto in ("udp", "tcp")]
         wanted = set(nameservers)
         commands += _of_family("add element", "dns", wanted)
         self._commit(commands)
@@ -209,14 +122,14 @@ class Nftables:
         gone = self._cluster.intersection(remove).difference(add)
         new = set(add) - self._cluster
         commands = _of_family("delete element", "cluster", gone) + _of_family("add element", "cluster", new)
-        elsewhere = _REFUSE if port is None else _REDIRECT.format(port=port)
+        elsewhere = REFUSE if port is None else REDIRECT.format(port=port)
         if elsewhere != self._elsewhere:
-            commands += [f"flush chain {_TABLE} {chain}" for chain in ("cluster_out", "cluster_in", "refuse")]
+            commands += [f"flush chain {TABLE} {chain}" for chain in ("cluster_out", "cluster_in", "refuse")]
             commands.append(elsewhere)
         if not commands:
             return
         self._commit(commands)
-        redirected, was_redirected = port is not None, self._elsewhere not in ("", _REFUSE)
+        redirected, was_redirected = port is not None, self._elsewhere not in ("", REFUSE)
         # A refused connection needs no route: without one it fails at once too.
         if was_redirected and not redirected:
             self._route((), self._cluster)
@@ -228,7 +141,7 @@ class Nftables:
 
     def containers(self, inlets: Sequence[Inlet]) -> None:
         """See :meth:`tp2.forward.rules.Rules.containers`."""
-        commands = [f"flush {kind} {_TABLE} {name}" for kind, name in _OF_INLETS]
+        commands = [f"flush {kind} {TABLE} {name}" for kind, name in _OF_INLETS]
         commands += _elements("add element", "inlets", (f'"{i.interface}"' for i in inlets))
         commands += _elements("add element", "inlet_tcp", (f'"{i.interface}" : {i.tcp_port}' for i in inlets))
         commands += _elements("add element", "inlet_dns", (f'"{i.interface}" : {i.dns_port}' for i in inlets))
@@ -241,11 +154,17 @@ class Nftables:
         commands += _elements("add element", "closed", {port for _, port in closed})
         # A map cannot be asked whether it has a key, so its keys are kept in a set too, while anybody asks.
         if bool(inlets) != bool(self._inlets):
-            commands += [f"flush set {_TABLE} captured4", f"flush set {_TABLE} captured6"]
+            commands += [f"flush set {TABLE} captured4", f"flush set {TABLE} captured6"]
             if inlets:
                 commands += _keys("add element", "captured", self._redirects)
         self._commit(commands)
         self._inlets = list(inlets)
+
+    def steer_dns(self, domains: Sequence[str], search: Sequence[str], port: int) -> None:
+        """See :meth:`tp2.forward.rules.Rules.steer_dns`; Linux has no such thing that every machine has."""
+        raise ForwarderError(
+            "cannot steer DNS by domain", "Linux has no /etc/resolver", "capture the nameservers instead"
+        )
 
     def exempt(self, sock: socket.socket) -> None:
         """See :meth:`tp2.forward.rules.Rules.exempt`; sets SO_MARK (socket(7))."""
@@ -262,12 +181,15 @@ class Nftables:
         """See :meth:`tp2.forward.rules.Rules.refused`; what is refused while this runs may go uncounted."""
         found = {}
         for name in ("refused4", "refused6"):
-            for item in self._opened().read(f"list set {_TABLE} {name}"):
-                for element in item.get("set", {}).get("elem", ()):
-                    address, port = element["elem"]["val"]["concat"]
-                    found[Destination(str(address), int(port))] = int(element["elem"]["counter"]["packets"])
+            answer = self._opened().read(f"list set {TABLE} {name}")
+            try:
+                found.update(_counts(answer))
+            except (LookupError, TypeError, ValueError) as error:
+                raise ForwarderError(
+                    "cannot read what was refused", f"not as libnftables-json(5) has it: {answer}", "report it"
+                ) from error
         if found:
-            self._commit([f"flush set {_TABLE} refused4", f"flush set {_TABLE} refused6"])
+            self._commit([f"flush set {TABLE} refused4", f"flush set {TABLE} refused6"])
         return found
 
     def end_orphans(self) -> None:
@@ -340,6 +262,16 @@ def _explain(session: Session, error: str) -> NoReturn:
     raise nftables_needs.missing(session, error)
 
 
+def _counts(answer: list[dict[str, Any]]) -> dict[Destination, int]:
+    """Return the counters of a set's elements, from what listing it came to."""
+    elements = [element["elem"] for item in answer for element in item.get("set", {}).get("elem", ())]
+    return {
+        Destination(str(address), int(port)): int(element["counter"]["packets"])
+        for element in elements
+        for address, port in [element["val"]["concat"]]
+    }
+
+
 def _is_elsewhere(address: str) -> bool:
     """Whether an address is of another machine, and so needs a route."""
     parsed = ipaddress.ip_address(address)
@@ -371,7 +303,7 @@ def _of_family(verb: str, name: str, addresses: Iterable[str]) -> list[str]:
 
 def _elements(verb: str, name: str, elements: Iterable[str]) -> list[str]:
     joined = ", ".join(elements)
-    return [f"{verb} {_TABLE} {name} {{ {joined} }}"] if joined else []
+    return [f"{verb} {TABLE} {name} {{ {joined} }}"] if joined else []
 
 
 def _owned_by_another(error: str) -> bool:

@@ -1,7 +1,8 @@
 """Who runs as whom: the helper as root, everything else as the user.
 
 ``sudo tp2 up`` starts as root: the helper keeps root, and the daemon becomes the user who called sudo, so that
-kubeconfig, credential plugins and SSH keys are that user's and nothing that root owns is left in their home.
+kubeconfig, credential plugins and SSH keys are that user's and nothing that root owns is left in their home. It gets
+that user's environment back as well (:mod:`tp2.forward.caller`), without which a plugin may not even be found.
 ``tp2 up`` without root starts the helper through sudo, which may ask for a password on the terminal, before
 anything has been changed. Root without a sudo user (a container, a server) stays root.
 """
@@ -18,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tp2.errors import PrivilegeError
+from tp2.forward.caller import environment_of_sudos_caller, merged
 
 # -I: the root process takes no modules from the working directory or from the user's PYTHONPATH.
-_HELPER = [sys.executable, "-I", "-m", "tp2.forward.helper"]
+# -B: it leaves no byte code of its own where the user has installed tp2.
+_HELPER = [sys.executable, "-I", "-B", "-m", "tp2.forward.helper"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +51,18 @@ def calling_user() -> User:
 
 
 def become(user: User) -> None:
-    """Give up root for good and become *user*, with their groups and home. Does nothing when already them."""
+    """Give up root for good and become *user*, with their groups, home and environment.
+
+    Does nothing when already them.
+    """
     if os.geteuid() != 0 or user.uid == 0:
         return
+    # While it may still be read; it takes effect when root is gone.
+    theirs = environment_of_sudos_caller()
     os.initgroups(user.name, user.gid)
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
-    os.environ.update(HOME=str(user.home), USER=user.name, LOGNAME=user.name)
+    os.environ.update(merged(dict(os.environ), theirs, str(user.home), user.name))
 
 
 def start_helper() -> tuple[subprocess.Popen[bytes], socket.socket]:

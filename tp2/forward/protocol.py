@@ -9,13 +9,16 @@ request                                               meaning (see :class:`tp2.f
 ``{"op":"cluster","add":[A...],"remove":[A...],``     cluster; LOCAL is null where connections are refused
 ``"port":LOCAL}``
 ``{"op":"containers","inlets":[[I,LOCAL,LOCAL]...]}`` containers: interface, port for TCP, port for DNS
+``{"op":"steer","domains":[D...],"search":[D...],``   steer_dns
+``"port":LOCAL}``
 ``{"op":"refused"}``                                  refused; the answer has ``"refused":[[A,P,COUNT]...]``
 ``{"op":"end_orphans"}``                              end_orphans
 ``{"op":"exempt"}`` and a descriptor                  exempt that socket (it comes along by SCM_RIGHTS)
 end of file                                           remove everything and end
 ===================================================== ======================================================
 
-A is the text of an IP address, P a port, I the name of a network interface, LOCAL a local port from 1024 on.
+A is the text of an IP address, P a port, I the name of a network interface, D a domain, LOCAL a local port from
+1024 on.
 
 The helper speaks first: ``{"ok":true,"kind":KIND,"pid":PID,"lack":WORDS}`` once the platform's rules are claimed;
 WORDS tell what they cannot do on this machine, and are null where there is nothing to tell. It answers every
@@ -41,6 +44,7 @@ from tp2.errors import (
     PrivilegeError,
     Tp2Error,
 )
+from tp2.forward.resolverfiles import checked_domain
 from tp2.forward.rules import (
     FIRST_UNPRIVILEGED_PORT,
     Inlet,
@@ -90,6 +94,15 @@ class Containers:
 
 
 @dataclass(frozen=True, slots=True)
+class SteerDns:
+    """Have the system ask a local port for names below exactly these domains."""
+
+    domains: tuple[str, ...]
+    search: tuple[str, ...]
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class Exempt:
     """Exempt the socket that came with this message."""
 
@@ -104,7 +117,7 @@ class EndOrphans:
     """End captured connections whose own address is gone."""
 
 
-Request = CaptureDns | Update | Cluster | Containers | Exempt | Refused | EndOrphans
+Request = CaptureDns | Update | Cluster | Containers | SteerDns | Exempt | Refused | EndOrphans
 
 
 class ProtocolError(Exception):
@@ -126,6 +139,8 @@ def encode_request(request: Request) -> bytes:
             message = {"op": "cluster", "add": addresses, "remove": gone, "port": local}
         case Containers(inlets):
             message = {"op": "containers", "inlets": inlets}
+        case SteerDns(domains, search, port):
+            message = {"op": "steer", "domains": domains, "search": search, "port": port}
         case Exempt():
             message = {"op": "exempt"}
         case Refused():
@@ -160,6 +175,12 @@ def decode_request(line: bytes) -> Request:
                 )
             case {"op": "containers", "inlets": list(inlets), **rest} if not rest:
                 return Containers(tuple(checked_inlet(*_fields(item, 3)) for item in inlets))
+            case {"op": "steer", "domains": list(domains), "search": list(search), "port": port, **rest} if not rest:
+                return SteerDns(
+                    tuple(checked_domain(domain) for domain in domains),
+                    tuple(checked_domain(domain) for domain in search),
+                    checked_port(port, FIRST_UNPRIVILEGED_PORT),
+                )
             case {"op": "exempt", **rest} if not rest:
                 return Exempt()
             case {"op": "refused", **rest} if not rest:

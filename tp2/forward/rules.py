@@ -168,6 +168,14 @@ class Rules(Protocol):
         :raises ForwarderError: the platform refused or cannot; what was captured before still is.
         """
 
+    def steer_dns(self, domains: Sequence[str], search: Sequence[str], port: int) -> None:
+        """Have the system ask 127.0.0.1 at *port* for names below exactly *domains*, without capturing a packet.
+
+        :param search: what the system appends to a single label below them.
+        :raises ForwarderError: the platform has no resolver that can be told so (only macOS has), or refused; what
+            was steered before still is.
+        """
+
     def exempt(self, sock: socket.socket) -> None:
         """Let all traffic of *sock* pass by these rules, from now on.
 
@@ -207,6 +215,9 @@ class Forwarder(Protocol):
 
     async def containers(self, inlets: Sequence[Inlet]) -> None:
         """See :meth:`Rules.containers`."""
+
+    async def steer_dns(self, domains: Sequence[str], search: Sequence[str], port: int) -> None:
+        """See :meth:`Rules.steer_dns`."""
 
     async def exempt(self, sock: socket.socket) -> None:
         """See :meth:`Rules.exempt`."""

@@ -5,8 +5,8 @@ only IPv4 leads out. So while the kernel has no other route for a captured addre
 own. It is a TUN device that nobody keeps: the kernel removes it, and every route into it, when the descriptor that
 made it closes, SIGKILL included. The device is made when the first address needs it. It has no address, so that no
 program takes it for a network: to IPv4 the routes name 127.0.0.1 as their source, and for IPv6 the kernel takes ::1
-where the machine has nothing better. Nothing ever leaves by it: TCP is redirected before, and everything else is
-refused with "no route", as it would have been (:mod:`tp2.forward.nftables`).
+where the machine has nothing better. Nothing ever leaves by it: what is redirected takes another way, and everything
+else is refused at once, as it would have been without a route (:mod:`tp2.forward.nftables`).
 
 A host route is more specific than what a VPN or a network manager may add later. So the kernel's own notifications
 are followed, and a stopgap goes as soon as there is another way.
@@ -27,6 +27,7 @@ from typing import Final, NamedTuple
 from tp2.forward import netlink, routes
 from tp2.forward.netlink import Netlink, attribute
 from tp2.forward.routes import ROUTE, RTA_DST, RTA_OIF, RTA_PREFSRC
+from tp2.types import ROUTE_PROTOCOL
 
 #: The name of the device.
 DEVICE: Final = "tp2-stopgap"
@@ -56,9 +57,6 @@ _LINK: Final = struct.Struct("=BxHiII")
 
 # RTNLGRP_LINK, _IPV4_ROUTE, _IPV4_RULE, _IPV6_ROUTE, _IPV6_RULE
 _GROUPS: Final = 0x1 | 0x40 | 0x80 | 0x400 | 0x40000
-
-#: Who made our routes, for whoever reads ``ip route``: a number that nobody has registered (ASCII "t").
-_RTPROT_TP2: Final = 116
 
 
 class _Prefix(NamedTuple):
@@ -202,7 +200,7 @@ class Stopgap:
         family, packed = _packed(address)
         scope = _RT_SCOPE_LINK if family == socket.AF_INET else 0
         body = ROUTE.pack(
-            family, 8 * len(packed), 0, 0, routes.RT_TABLE_MAIN, _RTPROT_TP2, scope, routes.RTN_UNICAST, 0
+            family, 8 * len(packed), 0, 0, routes.RT_TABLE_MAIN, ROUTE_PROTOCOL, scope, routes.RTN_UNICAST, 0
         )
         body += attribute(RTA_DST, packed) + attribute(RTA_OIF, struct.pack("=I", self._index))
         if family == socket.AF_INET:

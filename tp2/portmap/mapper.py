@@ -1,37 +1,39 @@
 """Keeps the operating system in step with the mapping table: a listener and a rule for each mapping.
 
 ``ensure`` is what the DNS server waits for before an answer leaves: it leases the mappings, opens their listeners and
-commits their rules, in that order, so that a client that connects at once is accepted. All changes that come up while
-one commit is under way go into the next one together: a burst of lookups costs a few commits, not one each.
-
-Collection runs the same way back: the rule goes first, then what is still in the listener's queue is accepted, then
-the listener closes (when the last connection has ended), then the port rests.
+commits their rules, in that order, so that a client that connects at once is accepted. Collection runs the same way
+back: the rule goes first, then what is still in the listener's queue is accepted, then the listener closes (when the
+last connection has ended), then the port rests.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
-from tp2.errors import ForwarderError, Tp2Error
-from tp2.portmap.listeners import Listeners
+from tp2.errors import ForwarderError, Tp2Error, UsageError
+from tp2.listeners import Listeners
+from tp2.portmap.commits import Commit, Commits, Forwarder
 from tp2.portmap.table import Exhausted, Mapping, Phase, Table
-from tp2.types import Destination, Redirect, Wanted
+from tp2.types import Destination, Wanted
 
 logger = logging.getLogger(__name__)
 
+#: How many mappings one commit lets go of at most: closing thousands of listeners at once would hold up the lookups.
+AT_A_TIME: Final = 256
 
-class Forwarder(Protocol):
-    """What this room needs of the operating system."""
+#: How many unused mappings one lookup gives up at most, one after the other, to get what it needs.
+ATTEMPTS: Final = 3
 
-    async def update(self, add: Sequence[Redirect], remove: Sequence[Destination]) -> None:
-        """Take redirects away, then set others, in one transaction; raises Tp2Error."""
+#: Out of something that closing a listener gives back (socket(2), bind(2), listen(2)).
+_SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Flow(Protocol):
@@ -52,12 +54,12 @@ class Carrier(Protocol):
 
 
 @dataclass(slots=True)
-class _Batch:
-    """Changes that will be committed together, and the future of everybody who waits for that."""
+class Shortage:
+    """Lookups that failed because there was no room for another mapping. ``last`` is a Unix time."""
 
-    done: asyncio.Future[None]
-    add: dict[Destination, Mapping] = field(default_factory=dict)
-    remove: dict[Destination, Mapping] = field(default_factory=dict)
+    lookups: int = 0
+    last: float | None = None
+    why: str | None = None
 
 
 class Mapper:
@@ -69,54 +71,77 @@ class Mapper:
         forwarder: Forwarder,
         carrier: Carrier,
         *,
-        spare: Callable[[Destination], bool] = lambda _: False,
+        spare: Callable[[Destination], str | None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """:param spare: says of a destination that it is to be left alone (tp2's own way to the cluster)."""
+        """:param spare: says why a destination is to be left alone, or None if it is not."""
         self.table = table
-        self._forwarder = forwarder
+        self.shortage = Shortage()
+        #: Accepts what waits where connections come in besides: see :meth:`accept`.
+        self.accept_pending: Callable[[], None] = lambda: None
         self._carrier = carrier
         self._spare = spare
         self._clock = clock
-        self._listeners = Listeners(self._accepted)
+        self._commits = Commits(forwarder, self._committed)
+        self._listeners: Listeners[Mapping] = Listeners(self._accepted)
         self._flows: dict[Mapping, set[Flow]] = {}
-        self._by_port: dict[int, Mapping] = {}
-        self._batch: _Batch | None = None
         self._opening: dict[Destination, asyncio.Future[None]] = {}
-        self._wanted = asyncio.Event()
 
     async def run(self) -> None:
         """Commit and collect until cancelled; then every listener is closed (the connections are the carrier's)."""
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._commit_batches())
+                group.create_task(self._commits.run())
                 group.create_task(self._collect_when_due())
         finally:
-            if self._batch is not None:
-                self._batch.done.cancel()
             self._listeners.close_all()
 
     def renew(self, wanted: Sequence[Wanted]) -> bool:
         """Extend the leases for an answer that names *wanted*; False if any of them is not captured yet."""
         now = self._clock()
-        return all(self.table.renew(item, now) or self._spare(item.destination) for item in wanted)
+        return all(self.table.renew(item, now) or self._spare(item.destination) is not None for item in wanted)
 
     async def ensure(self, wanted: Sequence[Wanted]) -> None:
         """Return when every destination in *wanted* has an accepting listener and a rule.
 
         :raises ForwarderError: no port is left, or the platform refused a rule. Nothing half-done stays.
         """
-        waits: set[asyncio.Future[None]] = set()
-        now = self._clock()
+        await self._ensure([item for item in wanted if self._spare(item.destination) is None])
+
+    async def pin(self, wanted: Sequence[Wanted]) -> None:
+        """Map *wanted*, whether or not somebody has looked them up, and keep them until they are unpinned.
+
+        :raises UsageError: one of them is to be left alone.
+        :raises ForwarderError: as :meth:`ensure`; then none of them is pinned that was not before.
+        """
         for item in wanted:
-            if self._spare(item.destination) or self.table.renew(item, now):
-                continue
-            mapping = await self._lease(item)
-            if mapping.phase is Phase.OPENING:
-                waits.add(self._open(mapping))
-        for future in waits:
-            # Shielded: others wait for the same commit, and one caller's cancellation is not theirs.
-            await asyncio.shield(future)
+            if (why := self._spare(item.destination)) is not None:
+                raise UsageError(
+                    f"cannot map {item.destination}", why, "connect to it directly: tp2 leaves it as it is"
+                )
+        pinned: list[Mapping] = []
+        try:
+            await self._ensure(wanted, pinned)
+        except BaseException:
+            for mapping in pinned:
+                self.table.unpin(mapping)
+            raise
+
+    async def unpin(self, destinations: Iterable[Destination]) -> None:
+        """Let go of the mappings of *destinations*, pinned or not: at once if nobody uses them, else when that ends."""
+        mappings = [mapping for destination in destinations if (mapping := self.table.get(destination)) is not None]
+        for mapping in mappings:
+            self.table.unpin(mapping)
+        if idle := [mapping for mapping in mappings if self.table.may_go(mapping, self._clock())]:
+            await self._give_up(idle)
+
+    def accept(self, destination: Destination, sock: socket.socket) -> bool:
+        """Carry a connection to *destination* that came in by another listener; False if it is not mapped."""
+        mapping = self.table.get(destination)
+        if mapping is None:
+            return False
+        self._accepted(mapping, sock)
+        return True
 
     def snapshot(self) -> list[dict[str, Any]]:
         """Return the live table as ``tp2 mappings --json`` prints it."""
@@ -130,7 +155,7 @@ class Mapper:
                     "name": mapping.name,
                     "address": mapping.destination.address,
                     "port": mapping.destination.port,
-                    "local_address": loopback(mapping.destination),
+                    "local_address": mapping.local_address,
                     "local_port": mapping.local_port,
                     "state": mapping.state,
                     "connections": mapping.connections,
@@ -143,102 +168,29 @@ class Mapper:
             )
         return rows
 
-    async def _lease(self, item: Wanted) -> Mapping:
-        """Lease, giving up an unused mapping for it if the table is full."""
-        while True:
-            try:
-                return self.table.lease(item, self._clock())
-            except Exhausted as error:
-                victims = self.table.evictable(self._clock(), 1)
-                if not victims:
-                    raise _exhausted(error) from error
-            victim = victims[0]
-            logger.info("the table is full: giving up %s (%s) for %s", victim.destination, victim.name, item.name)
-            await self._give_up(victims)
-
-    def _open(self, mapping: Mapping) -> asyncio.Future[None]:
-        """Open the listener and put the rule into the next commit; return the future of that commit."""
-        under_way = self._opening.get(mapping.destination)
-        if under_way is not None:
-            return under_way
-        while mapping.local_port not in self._by_port:
-            try:
-                self._listeners.open(loopback(mapping.destination), mapping.local_port)
-            except OSError as error:
-                logger.debug("port %d cannot be used: %s", mapping.local_port, error)
-                try:
-                    self.table.another_port(mapping, self._clock())
-                except Exhausted as exhausted:
-                    self.table.discard(mapping, self._clock())
-                    raise _exhausted(exhausted) from error
-            else:
-                self._by_port[mapping.local_port] = mapping
-        batch = self._next_batch()
-        batch.add[mapping.destination] = mapping
-        self._opening[mapping.destination] = batch.done
-        return batch.done
-
-    def _next_batch(self) -> _Batch:
-        if self._batch is None:
-            self._batch = _Batch(asyncio.get_running_loop().create_future())
-            self._wanted.set()
-        return self._batch
-
-    async def _commit_batches(self) -> None:
-        while True:
-            await self._wanted.wait()
-            self._wanted.clear()
-            batch, self._batch = self._batch, None
-            if batch is not None:
-                await self._commit(batch)
-
-    async def _commit(self, batch: _Batch) -> None:
-        # Asked for again before its rule was taken away: then the rule simply stays.
-        remove = [destination for destination in batch.remove if destination not in batch.add]
-        add = [Redirect(destination, mapping.local_port) for destination, mapping in batch.add.items()]
-        try:
-            await self._forwarder.update(add, remove)
-        except Tp2Error as error:
-            logger.warning("%s. %s", error, error.remedy)
-            for mapping in batch.add.values():
-                del self._opening[mapping.destination]
-                if mapping.destination in batch.remove:
-                    # Its rule was to go and then to stay: nothing was changed, so it stands.
-                    self.table.opened(mapping)
-                else:
-                    self.table.withdrawn(mapping)
-                    self._close_if_drained(mapping)
-            batch.done.set_exception(error)
-            batch.done.exception()  # marks it as seen: whoever waited may have been cancelled
-            return
-        for mapping in batch.add.values():
-            del self._opening[mapping.destination]
-            self.table.opened(mapping)
-        for mapping in batch.remove.values():
-            if mapping.phase is Phase.WITHDRAWING:
-                self.table.withdrawn(mapping)
-                # A connection that the rule let through just before it went is in the queue by now.
-                self._listeners.accept_pending(mapping.local_port)
-                self._close_if_drained(mapping)
-        batch.done.set_result(None)
-
     async def clear(self) -> None:
         """Let go of every mapping, in use or not: what they stand for is not there any more."""
         # Those that are being opened have to be open to be let go of.
         await asyncio.gather(*self._opening.values(), return_exceptions=True)
-        everything = [mapping for mapping in self.table if mapping.phase is Phase.LIVE]
-        if everything:
-            with contextlib.suppress(Tp2Error):  # logged already
-                await self._give_up(everything)
+        with contextlib.suppress(Tp2Error):  # logged already
+            await self._give_up([mapping for mapping in self.table if mapping.phase is Phase.LIVE])
         for flows in list(self._flows.values()):
             for flow in list(flows):
                 flow.abort()
 
+    async def leave_alone(self) -> None:
+        """Let go of the mappings that ``spare`` names by now; connections that they have go on."""
+        with contextlib.suppress(Tp2Error):  # logged already
+            await self._give_up(
+                [m for m in self.table if m.phase is Phase.LIVE and self._spare(m.destination) is not None]
+            )
+
     async def collect(self) -> None:
         """Give up what has been unused for long enough; returns when its rules are gone, or were refused to go."""
-        if expired := self.table.expired(self._clock()):
-            with contextlib.suppress(Tp2Error):  # logged already; they are tried again with the next round
-                await self._give_up(expired)
+        with contextlib.suppress(Tp2Error):  # logged already; they are tried again with the next round
+            await self._give_up(
+                self.table.expired(self._clock()), lambda mapping: self.table.may_go(mapping, self._clock())
+            )
 
     async def _collect_when_due(self) -> None:
         while True:
@@ -249,30 +201,117 @@ class Mapper:
             await asyncio.sleep(max(0.05, delay))
             await self.collect()
 
-    async def _give_up(self, mappings: Iterable[Mapping]) -> None:
-        """Take the rules of *mappings* away, and let go of those that are not asked for again meanwhile."""
-        batch = self._next_batch()
-        given_up = list(mappings)
-        for mapping in given_up:
-            self.table.withdraw(mapping)
-            batch.remove[mapping.destination] = mapping
+    async def _ensure(self, wanted: Sequence[Wanted], pinned: list[Mapping] | None = None) -> None:
+        waits: set[asyncio.Future[None]] = set()
+        for item in wanted:
+            mapping = await self._obtain(item)
+            if pinned is not None and not mapping.pinned:
+                self.table.pin(mapping)
+                pinned.append(mapping)
+            if mapping.phase is Phase.OPENING:
+                waits.add(self._opening[mapping.destination])
+        for future in waits:
+            # Shielded: others wait for the same commit, and one caller's cancellation is not theirs.
+            await asyncio.shield(future)
+
+    async def _obtain(self, item: Wanted) -> Mapping:
+        """Lease and open, giving up an unused mapping for it if need be."""
+        for _ in range(ATTEMPTS):
+            try:
+                mapping = self.table.lease(item, self._clock())
+                if mapping.phase is Phase.OPENING:
+                    self._open(mapping)
+            except Exhausted as error:
+                exhausted = error
+            else:
+                return mapping
+            victims = self.table.evictable(self._clock(), 1, item.destination) if exhausted.by_giving_up else []
+            if not victims:
+                break
+            (victim,) = victims
+            logger.info("no room: giving up %s (%s) for %s", victim.destination, victim.name, item.name)
+            await self._give_up(victims)
+        raise self._exhausted(exhausted)
+
+    def _open(self, mapping: Mapping) -> None:
+        """Open the listener and put the rule into the next commit."""
+        if mapping.destination in self._opening:
+            return
         try:
-            await asyncio.shield(batch.done)
-        except Tp2Error:
-            # The rules still stand, and so must the listeners behind them.
-            for mapping in given_up:
-                if mapping.phase is Phase.WITHDRAWING:
-                    self.table.opened(mapping)
+            self._listen(mapping)
+        except BaseException:
+            self.table.discard(mapping, self._clock())
             raise
+        commit = self._commits.next()
+        commit.add[mapping.destination] = mapping
+        self._opening[mapping.destination] = commit.done
+
+    def _listen(self, mapping: Mapping) -> None:
+        while mapping not in self._listeners:
+            try:
+                self._listeners.open(mapping, mapping.local_address, mapping.local_port)
+            except OSError as error:
+                reason = (error.strerror or str(error)).lower()
+                if error.errno in _SCARCE:
+                    raise Exhausted(f"no listener can be opened: {reason}", by_giving_up=True) from error
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    raise ForwarderError(
+                        f"cannot listen on {mapping.local_address} port {mapping.local_port}",
+                        reason,
+                        "look at the loopback interface: 'ip addr show lo'",
+                    ) from error
+                logger.debug("%s port %d cannot be used: %s", mapping.local_address, mapping.local_port, reason)
+                self.table.another_port(mapping, self._clock())
+
+    def _committed(self, commit: Commit, error: Tp2Error | None) -> None:
+        if error is not None:
+            logger.warning("%s. %s", error, error.remedy)
+        for mapping in commit.add.values():
+            del self._opening[mapping.destination]
+            # A rule that stood before stands as before, and so must the listener behind it.
+            if error is None or mapping.ruled:
+                self.table.opened(mapping)
+            else:
+                self._let_go(mapping)
+        if commit.remove:
+            # A connection that a rule let through just before it went is in a queue by now.
+            self.accept_pending()
+        for mapping in commit.remove.values():
+            if mapping.phase is Phase.WITHDRAWING:
+                if error is None:
+                    self._let_go(mapping)
+                else:
+                    self.table.opened(mapping)
+
+    async def _give_up(
+        self, mappings: Sequence[Mapping], may_go: Callable[[Mapping], bool] = lambda mapping: True
+    ) -> None:
+        """Take the rules of *mappings* away, and let go of those that are not asked for again meanwhile.
+
+        :param may_go: asked of each once more when it is its turn: some may be in use by then.
+        """
+        for first in range(0, len(mappings), AT_A_TIME):
+            part = [m for m in mappings[first : first + AT_A_TIME] if m.phase is Phase.LIVE and may_go(m)]
+            if not part:
+                continue
+            commit = self._commits.next()
+            for mapping in part:
+                self.table.withdraw(mapping)
+                commit.remove[mapping.destination] = mapping
+            await asyncio.shield(commit.done)
+
+    def _let_go(self, mapping: Mapping) -> None:
+        """No rule leads to *mapping* any more."""
+        self.table.withdrawn(mapping)
+        self._listeners.accept_pending(mapping)
+        self._close_if_drained(mapping)
 
     def _close_if_drained(self, mapping: Mapping) -> None:
         if mapping.phase is Phase.DRAINING and not mapping.connections:
-            self._listeners.close(mapping.local_port)
-            del self._by_port[mapping.local_port]
+            self._listeners.close(mapping)
             self.table.discard(mapping, self._clock())
 
-    def _accepted(self, port: int, sock: socket.socket) -> None:
-        mapping = self._by_port[port]
+    def _accepted(self, mapping: Mapping, sock: socket.socket) -> None:
         self.table.connected(mapping, self._clock())
         flow = self._carrier.carry(sock, mapping.destination, lambda flow: self._ended(mapping, flow))
         self._flows.setdefault(mapping, set()).add(flow)
@@ -286,15 +325,12 @@ class Mapper:
         self.table.disconnected(mapping, self._clock(), sent=flow.bytes_sent, received=flow.bytes_received)
         self._close_if_drained(mapping)
 
-
-def loopback(destination: Destination) -> str:
-    """Return the loopback address on which connections for *destination* arrive: that of its own family."""
-    return "::1" if destination.is_ipv6 else "127.0.0.1"
-
-
-def _exhausted(error: Exhausted) -> ForwarderError:
-    return ForwarderError(
-        "no local port is left for another mapping",
-        str(error),
-        "give tp2 more ports (--ports), raise the open-file limit (ulimit -n), or shorten --idle-timeout",
-    )
+    def _exhausted(self, error: Exhausted) -> ForwarderError:
+        self.shortage.lookups += 1
+        self.shortage.last = time.time()
+        self.shortage.why = str(error)
+        return ForwarderError(
+            "no local port is left for another mapping",
+            str(error),
+            "give tp2 more ports (--ports), raise the open-file limit (ulimit -n), or shorten --idle-timeout",
+        )

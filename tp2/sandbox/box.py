@@ -32,7 +32,7 @@ import yaml
 
 from tp2.cluster import manifest, sshd
 from tp2.errors import Tp2Error
-from tp2.sandbox.contents import OBJECTS, PROGRAMS
+from tp2.sandbox.contents import OBJECTS, PROGRAMS, program
 from tp2.sandbox.kubeapi_resources import BY_KIND
 from tp2.sandbox.namespaces import SEARCH_PATH, Host
 from tp2.sandbox.objects import Object
@@ -167,14 +167,19 @@ class Sandbox:
         endpoint = ["--remote", self.remote, "--identity", str(self.identity), "--host-key", str(self.host_key)]
         return tp2_command("up", "--mode", "portmap", *([] if installed else endpoint), *options)
 
-    def request(self, method: str, path: str, body: Object | None = None) -> Object:
-        """Ask the sandbox's Kubernetes API something as its administrator; return the answer."""
-        token = yaml.safe_load(self.kubeconfig.read_text())["users"][0]["user"]["token"]
+    def request(self, method: str, path: str, body: Object | None = None, kubeconfig: Path | None = None) -> Object:
+        """Ask a Kubernetes API something as its administrator; return the answer.
+
+        :param kubeconfig: which API, if not the sandbox's own.
+        """
+        login = yaml.safe_load((kubeconfig or self.kubeconfig).read_text())
+        token, server = login["users"][0]["user"]["token"], login["clusters"][0]["cluster"]["server"]
+        form = "merge-patch+json" if method == "PATCH" else "json"
         answer = self.cluster.run(
             *("curl", "--silent", "--show-error", "--fail-with-body", "--insecure", "--request", method),
-            *("--header", f"Authorization: Bearer {token}", "--header", "Content-Type: application/json"),
+            *("--header", f"Authorization: Bearer {token}", "--header", f"Content-Type: application/{form}"),
             *(["--data-binary", "@-"] if body is not None else []),
-            f"https://{NODE}:{API_PORT}{path}",
+            f"{server}{path}",
             stdin="" if body is None else json.dumps(body),
         )
         result: Object = json.loads(answer)
@@ -191,16 +196,17 @@ class Sandbox:
             self.request("DELETE", f"{_collection(item)}/{item['metadata']['name']}")
 
     def start_api(
-        self, objects: Iterable[Object] = (), name: str = "api", port: int = API_PORT
+        self, objects: Iterable[Object] = (), name: str = "api", port: int = API_PORT, role: str = ""
     ) -> subprocess.Popen[Any]:
         """Start a Kubernetes API and return it when it answers.
 
         :param objects: what it starts with.
         :param name: of the directory for its keys and its kubeconfig; the same name has the same keys.
+        :param role: the Role and ClusterRole among *objects* that its user is bound to, if they may not do everything.
         """
         file = self.directory / f"{name}.json"
         file.write_text(json.dumps(list(objects)))
-        files = ["--dir", str(self.directory / name), "--objects", str(file)]
+        files = ["--dir", str(self.directory / name), "--objects", str(file), "--role", role]
         return self._python(self.cluster, "tp2.sandbox.kubeapi", "--listen", f"{NODE}:{port}", *files)
 
     def restart_api(self) -> None:
@@ -209,10 +215,11 @@ class Sandbox:
         self.api.wait()
         self.api = self.start_api(self.objects)
 
-    def start_sshd(self) -> None:
-        """Start the SSH endpoint and return when it listens."""
+    def start_sshd(self, **directives: str) -> None:
+        """Start the SSH endpoint, with other *directives* in its configuration; return when it listens."""
         config = self.directory / "sshd_config"
-        config.write_text(_SSHD_CONFIG.format(node=NODE, port=SSH_PORT, directory=self.directory))
+        first = "".join(f"{name} {value}\n" for name, value in directives.items())
+        config.write_text(first + _SSHD_CONFIG.format(node=NODE, port=SSH_PORT, directory=self.directory))
         command = [shutil.which("sshd", path=SEARCH_PATH) or "sshd", "-D", "-e", "-f", str(config)]
         uid, gid = os.getuid(), os.getgid()
         if uid != 0:
@@ -252,8 +259,9 @@ class Sandbox:
 
     def start_programs(self, *specifications: str) -> subprocess.Popen[Any]:
         """Start servers in the cluster, on addresses that become the cluster's; return when they listen."""
-        addresses = dict.fromkeys(specification.split(":")[2] for specification in specifications)
-        self.cluster.shell("\n".join(f"ip addr replace {address}/32 dev lo" for address in addresses))
+        addresses = dict.fromkeys(program(specification)[2] for specification in specifications)
+        lengths = {address: 128 if ":" in address else 32 for address in addresses}
+        self.cluster.shell("\n".join(f"ip addr replace {a}/{length} dev lo" for a, length in lengths.items()))
         return self._python(self.cluster, "tp2.sandbox.services", *specifications)
 
     def _connect(self) -> None:

@@ -43,3 +43,10 @@ PROGRAMS: Final[list[str]] = [
     "digest:mail.shop:10.96.1.3:26",
     "farewell:mail.shop:10.96.1.3:27",
 ]
+
+
+def program(specification: str) -> tuple[str, str, str, str]:
+    """Return the kind, name, address and port of a program."""
+    kind, name, where = specification.split(":", 2)
+    address, _, port = where.rpartition(":")
+    return kind, name, address, port

@@ -4,7 +4,7 @@ It lists, pages, watches, creates, applies, replaces and deletes the objects tha
 answers as recordings of Kubernetes 1.36 do where a client can tell the difference. This is the program around
 :class:`~tp2.sandbox.kubeapi_server.KubeApi`::
 
-    python -m tp2.sandbox.kubeapi --listen ADDRESS:PORT --dir DIR [--objects FILE.json]...
+    python -m tp2.sandbox.kubeapi --listen ADDRESS:PORT --dir DIR [--objects FILE.json]... [--role NAME]
 
 It keeps its CA and token in DIR, so a kubeconfig stays valid when it is started again. It writes ``DIR/kubeconfig``
 once it listens, and then prints ``ready``. SIGHUP makes it take the token that is in DIR then, and no other: the
@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dir", required=True, type=Path, help="where CA, token and kubeconfig are kept")
     parser.add_argument("--objects", action="append", default=[], type=Path, help="a JSON list or List of objects")
     parser.add_argument("--namespace", default="default", help="the namespace of the kubeconfig's context")
+    parser.add_argument("--role", default="", help="the Role and ClusterRole of the user, who may otherwise do all")
     options = parser.parse_args(arguments)
     host, _, port = options.listen.rpartition(":")
     if not host or not port.isdigit():
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for path in options.objects:
             store.load(json.loads(path.read_text(encoding="utf-8")))
-        api = open_api(store, options.dir, host.strip("[]"), int(port))
+        api = open_api(store, options.dir, host.strip("[]"), int(port), options.role)
         asyncio.run(_serve(api, options.dir, options.namespace))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, StatusError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def open_api(store: Store, directory: Path, host: str, port: int) -> KubeApi:
+def open_api(store: Store, directory: Path, host: str, port: int, role: str = "") -> KubeApi:
     """A server whose CA and token are kept in *directory*, which is made if it is missing.
 
     :raises OSError: the directory cannot be written.
@@ -67,7 +68,7 @@ def open_api(store: Store, directory: Path, host: str, port: int) -> KubeApi:
         authority, token = new_authority(), secrets.token_urlsafe(24)
         authority.write(directory, "ca")
         write_private(directory / "token", token.encode())
-    return KubeApi(store, authority, token, host=host, port=port)
+    return KubeApi(store, authority, token, host=host, port=port, role=role)
 
 
 async def _serve(api: KubeApi, directory: Path, namespace: str) -> None:

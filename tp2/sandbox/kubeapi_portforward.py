@@ -66,7 +66,7 @@ class PortForwards:
         if request.method != "GET":
             return web.Response(status=405, text="bad method")
         self._rights.check(target, "get")
-        if not self._rights.may("create", "pods/portforward", target.namespace):
+        if not self._rights.may("create", "pods/portforward", "", target.namespace):
             raise forbidden(target, "")
         pod = self._store.get(PODS, target.namespace or "", target.name)
         if not self.kubelet:

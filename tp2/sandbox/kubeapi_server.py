@@ -48,6 +48,7 @@ class KubeApi:
     :param host: the address to listen on, which its certificate is for.
     :param port: 0 for any that is free; the one it got is kept.
     :param certificate: the server's, if it should not be issued by *authority* for *host*.
+    :param role: the Role and ClusterRole that the user is bound to, if they may not do everything.
 
     ``logs`` is what the pods say, by namespace and name, unless an annotation of theirs does; ``port_forwards`` are
     those into them.
@@ -62,6 +63,7 @@ class KubeApi:
         host: str = "127.0.0.1",
         port: int = 0,
         certificate: KeyPair | None = None,
+        role: str = "",
     ) -> None:
         self.store = store
         self.token = token
@@ -74,7 +76,7 @@ class KubeApi:
         self._runner: web.AppRunner | None = None
         self._watches: set[Watch] = set()
         self._refusals: list[_Refusal] = []
-        self._rights = Rights()
+        self._rights = Rights(role, lambda resource: self.store.objects(resource, None))
         self.port_forwards = PortForwards(store, self._rights)
         self._silent = False
         self._watching = asyncio.Condition()

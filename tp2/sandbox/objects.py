@@ -23,7 +23,7 @@ def service(where: str, name: str, cluster_ip: str, ports: dict[str, int]) -> Ob
             "type": "ClusterIP",
             "clusterIP": cluster_ip,
             "clusterIPs": [cluster_ip],
-            "ipFamilies": ["IPv4"],
+            "ipFamilies": [_family(cluster_ip)],
             "selector": {"app": name},
             "ports": [_port(key, number) for key, number in ports.items()],
         },
@@ -40,7 +40,7 @@ def endpoint_slice(where: str, name: str, addresses: dict[str, str], ports: dict
             "name": f"{name}-1",
             "labels": {"kubernetes.io/service-name": name},
         },
-        "addressType": "IPv4",
+        "addressType": _family(next(iter(addresses.values()), "")),
         "endpoints": [
             {
                 "addresses": [address],
@@ -52,6 +52,10 @@ def endpoint_slice(where: str, name: str, addresses: dict[str, str], ports: dict
         ],
         "ports": [{"name": key, "port": number, "protocol": "TCP"} for key, number in ports.items()],
     }
+
+
+def _family(address: str) -> str:
+    return "IPv6" if ":" in address else "IPv4"
 
 
 def _port(name: str, number: int) -> Object:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from tp2.cluster import sshd
-from tp2.cluster.manifest import CONFIG, ENDPOINT, ENDPOINT_LABELS, IMAGE, NAMESPACE, objects
+from tp2.cluster.manifest import AUTHORIZED_KEYS, CONFIG, ENDPOINT, ENDPOINT_LABELS, IMAGE, NAMESPACE, objects
 from tp2.sandbox.kubeapi_resources import LOG
 from tp2.sandbox.objects import Object
 
@@ -27,13 +27,16 @@ class PodFiles:
     :param directory: where the volumes are made.
     :param address: where sshd listens, with *port*.
     :param without: directives to take out of sshd's configuration, to see what the others do alone.
+    :param applied: the endpoint's objects as a cluster has them, if not the manifest's.
     """
 
-    def __init__(self, directory: Path, address: str, port: int, without: Sequence[str] = ()) -> None:
+    def __init__(
+        self, directory: Path, address: str, port: int, without: Sequence[str] = (), applied: Sequence[Object] = ()
+    ) -> None:
         self.authorized_keys: Final = directory / "authorized-keys" / sshd.AUTHORIZED_KEYS_FILE
         self.host_key: Final = directory / "host-key" / Path(sshd.HOST_KEY).name
         self._directory = directory
-        found = {(item["kind"], item["metadata"]["name"]): item for item in objects(NAMESPACE, IMAGE, ())}
+        found = {(item["kind"], item["metadata"]["name"]): item for item in applied or objects(NAMESPACE, IMAGE, ())}
         self._spec: Any = found["Deployment", ENDPOINT]["spec"]["template"]["spec"]
         files: dict[str, str] = found["ConfigMap", CONFIG]["data"]
         for volume in self._spec["volumes"]:
@@ -43,6 +46,8 @@ class PodFiles:
         config = "\n".join(elsewhere.get(line, line) for line in lines) + "\n"
         for name, text in {**files, "sshd_config": config}.items():
             (directory / "config" / name).write_text(text)
+        if keys := found.get(("ConfigMap", AUTHORIZED_KEYS)):
+            self.authorized_keys.write_text(keys["data"][sshd.AUTHORIZED_KEYS_FILE])
 
     def command(self, containers: Containers, command: Sequence[str] = ()) -> list[str]:
         """Return the command that runs the first of the pod's *containers*, or another *command* in its place."""

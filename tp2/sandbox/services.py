@@ -1,12 +1,14 @@
 """The programs in the sandbox's cluster: real servers on the addresses of its services and pods.
 
-Run as ``python -m tp2.sandbox.services KIND:NAME:ADDRESS:PORT...``; prints ``ready`` once all of them listen.
+Run as ``python -m tp2.sandbox.services KIND:NAME:ADDRESS:PORT...``; prints ``ready`` once all of them listen. An IPv6
+address stands as it is, colons and all.
 
 ====== ================================================================================================
 kind   what it does
 ====== ================================================================================================
 http   ``GET /`` says who answers; ``GET /bytes/N`` sends N bytes; ``PUT /hash`` says the body's SHA-256
 greet  the server speaks first, then returns each line
+where  the server says at which address and port it was reached, then returns each line
 digest reads to the end of file, then says the SHA-256 of what came: half-close or nothing
 farewell sends a greeting and ends its sending side at once, reads on, and logs what came as a line on stdout
 ====== ================================================================================================
@@ -22,6 +24,8 @@ from typing import Final
 
 from aiohttp import web
 
+from tp2.sandbox.contents import program
+
 #: What ``GET /bytes/N`` sends, over and over. Its length is prime, so a lost or doubled block shows in a hash.
 PATTERN: Final = bytes(index * 7 % 256 for index in range(65521))
 
@@ -34,7 +38,7 @@ def pattern(size: int) -> bytes:
 async def main(specifications: list[str]) -> None:
     """Serve until cancelled."""
     for specification in specifications:
-        kind, name, address, port = specification.split(":")
+        kind, name, address, port = program(specification)
         if kind == "http":
             await _http(name, address, int(port))
         else:
@@ -77,6 +81,11 @@ async def _greet(name: str, reader: asyncio.StreamReader, writer: asyncio.Stream
     writer.close()
 
 
+async def _where(name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    address, port = writer.get_extra_info("sockname")[:2]
+    await _greet(f"{address} {port}", reader, writer)
+
+
 async def _digest(name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     digest = hashlib.sha256()
     while data := await reader.read(1 << 16):
@@ -93,7 +102,7 @@ async def _farewell(name: str, reader: asyncio.StreamReader, writer: asyncio.Str
     writer.close()
 
 
-_TALKS: Final = {"greet": _greet, "digest": _digest, "farewell": _farewell}
+_TALKS: Final = {"greet": _greet, "where": _where, "digest": _digest, "farewell": _farewell}
 
 if __name__ == "__main__":
     asyncio.run(main(sys.argv[1:]))

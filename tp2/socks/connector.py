@@ -13,6 +13,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Coroutine
 
+from tp2.socks.opening import Opening
 from tp2.socks.reasons import ChannelRefused, Refusal
 from tp2.socks.relay import Relay, reset_on_close
 from tp2.socks.tunnel import Tunnel
@@ -27,11 +28,16 @@ LOG_INTERVAL = 10.0
 
 
 class Flow(Relay):
-    """One connection on its way to *destination*; see :class:`~tp2.socks.relay.Relay` for its counters and end."""
+    """One connection on its way to *destination*; see :class:`~tp2.socks.relay.Relay` for its counters and end.
 
-    def __init__(self, destination: Destination, on_close: Callable[[], None]) -> None:
+    ``refusal`` is why it got no channel, if it got none; nobody is told of that if it is ``quiet``.
+    """
+
+    def __init__(self, destination: Destination, on_close: Callable[[], None], *, quiet: bool = False) -> None:
         super().__init__(on_close)
         self.destination = destination
+        self.quiet = quiet
+        self.refusal: ChannelRefused | None = None
 
 
 class Connector:
@@ -43,7 +49,8 @@ class Connector:
     def __init__(self, tunnel: Tunnel) -> None:
         self.refused: Counter[Refusal] = Counter()
         self._tunnel = tunnel
-        self._flows: dict[Relay, asyncio.Task[None]] = {}
+        # With what still works on a connection: it is cancelled when that ends.
+        self._flows: dict[Relay, asyncio.Task[None] | Opening] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self._all_gone = asyncio.Event()
@@ -53,14 +60,24 @@ class Connector:
         """Open channels through *tunnel* from now on; those that are open stay with the one they have."""
         self._tunnel = tunnel
 
-    def carry(self, sock: socket.socket, destination: Destination, on_close: Callable[[Flow], None]) -> Flow:
+    def carry(
+        self,
+        sock: socket.socket,
+        destination: Destination,
+        on_close: Callable[[Flow], None],
+        *,
+        quiet: bool = False,
+    ) -> Flow:
         """Connect *sock*, an accepted TCP socket, to *destination*; returns at once and never raises.
 
         :param sock: connected and non-blocking; belongs to the flow from here on.
         :param on_close: called once, later, when *sock* is closed.
+        :param quiet: neither count nor log that it gets no channel: whoever made it asks for its ``refusal``.
         """
-        flow = Flow(destination, lambda: self._closed(flow, lambda: on_close(flow)))
+        flow = Flow(destination, lambda: self._closed(flow, lambda: on_close(flow)), quiet=quiet)
         self._start(flow, self._accept(flow, sock, destination))
+        if self._closing:
+            flow.abort()
         return flow
 
     def join(
@@ -82,7 +99,9 @@ class Connector:
         relay.connection_made(transport)
         if early:
             relay.data_received(early)
-        self._start(relay, self._open(relay, host, port, answer))
+        self._begin(relay, host, port, answer)
+        if self._closing:
+            relay.abort()
         return relay
 
     async def close(self) -> None:
@@ -98,9 +117,7 @@ class Connector:
         task = asyncio.get_running_loop().create_task(work)
         self._flows[flow] = task
         self._tasks.add(task)
-        task.add_done_callback(self._opened)
-        if self._closing:
-            flow.abort()
+        task.add_done_callback(self._done)
 
     async def _accept(self, flow: Flow, sock: socket.socket, destination: Destination) -> None:
         try:
@@ -112,16 +129,43 @@ class Connector:
             sock.close()
             flow.connection_lost(error)
             return
-        await self._open(flow, destination.address, destination.port, lambda _: b"")
+        if not flow.closed:
+            self._begin(flow, destination.address, destination.port, lambda _: b"")
+
+    def _begin(self, relay: Relay, host: str, port: int, answer: Callable[[ChannelRefused | None], bytes]) -> None:
+        """Open a channel for *relay*, in a task only if there is something to wait for."""
+
+        def failed(refused: ChannelRefused | None) -> None:
+            if refused is None:
+                self._start(relay, self._open(relay, host, port, answer))
+            else:
+                self._refuse(relay, refused, host, port, answer)
+
+        opening = self._tunnel.begin(relay, host, port, failed)
+        if opening is None:
+            failed(None)
+        else:
+            self._flows[relay] = opening
 
     async def _open(self, relay: Relay, host: str, port: int, answer: Callable[[ChannelRefused | None], bytes]) -> None:
-        if relay.closed:
-            return
         try:
             await self._tunnel.open(relay.session, host, port)
         except ChannelRefused as refused:
+            self._refuse(relay, refused, host, port, answer)
+
+    def _refuse(
+        self,
+        relay: Relay,
+        refused: ChannelRefused,
+        host: str,
+        port: int,
+        answer: Callable[[ChannelRefused | None], bytes],
+    ) -> None:
+        if isinstance(relay, Flow):
+            relay.refusal = refused
+        if not (isinstance(relay, Flow) and relay.quiet):
             self._count(refused, host, port)
-            relay.refuse(answer(refused))
+        relay.refuse(answer(refused))
 
     def _count(self, refused: ChannelRefused, host: str, port: int) -> None:
         self.refused[refused.refusal] += 1
@@ -132,14 +176,14 @@ class Connector:
             self._warned[refused.refusal] = now
         logger.log(logging.WARNING if warn else logging.DEBUG, "no connection to %s port %d: %s", host, port, refused)
 
-    def _opened(self, task: asyncio.Task[None]) -> None:
+    def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._wake()
 
     def _closed(self, flow: Relay, on_close: Callable[[], None] | None) -> None:
-        task = self._flows.pop(flow, None)
-        if task:
-            task.cancel()
+        work = self._flows.pop(flow, None)
+        if work:
+            work.cancel()
         self._wake()
         if on_close:
             on_close()

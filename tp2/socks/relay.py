@@ -35,7 +35,7 @@ import logging
 import socket
 import struct
 from collections.abc import Callable
-from typing import cast
+from typing import Protocol, cast
 
 import asyncssh
 
@@ -48,6 +48,31 @@ EARLY_LIMIT = 64 * 1024
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 """SO_LINGER on, for 0 s: closing the socket then sends RST and not FIN (socket(7))."""
+
+
+class Channel(Protocol):
+    """What a relay needs of a channel: asyncssh's own have it, and :class:`tp2.socks.channel.Channel`."""
+
+    def write(self, data: bytes) -> None:
+        """Send *data*; raises :class:`OSError` if the channel is not open for sending (any more)."""
+
+    def write_eof(self) -> None:
+        """Send EOF after all data."""
+
+    def close(self) -> None:
+        """Close after all data; nothing more is delivered."""
+
+    def abort(self) -> None:
+        """Close at once; nothing more is delivered."""
+
+    def pause_reading(self) -> None:
+        """Deliver nothing for a while."""
+
+    def resume_reading(self) -> None:
+        """Deliver again."""
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        """Call ``channel_full`` when more than *high* bytes wait, ``channel_drained`` at a quarter of that."""
 
 
 def reset_on_close(sock: socket.socket) -> None:
@@ -73,7 +98,7 @@ class Relay(asyncio.Protocol):
         self._on_close: Callable[[], None] | None = on_close
         self._welcome = welcome
         self._transport: asyncio.Transport | None = None
-        self._channel: asyncssh.SSHTCPChannel[bytes] | None = None
+        self._channel: Channel | None = None
         self._early: list[bytes] = []
         self._early_size = 0
         self._aborted = False
@@ -153,9 +178,10 @@ class Relay(asyncio.Protocol):
         on_close, self._on_close = self._on_close, None
         on_close()
 
-    # The channel, by way of _ChannelEnd. A channel that was let go of may still call; that no longer matters.
+    # The channel (tp2.socks.channel.End), or asyncssh's by way of _ChannelEnd. One that was let go of may still call;
+    # that no longer matters.
 
-    def channel_opened(self, channel: asyncssh.SSHTCPChannel[bytes]) -> None:
+    def channel_opened(self, channel: Channel) -> None:
         """Join the two sides: what the client has sent so far goes out."""
         if not self._transport or self._aborted:
             channel.abort()
@@ -171,7 +197,7 @@ class Relay(asyncio.Protocol):
         elif not self._channel_full:
             self._resume_client()
 
-    def channel_data(self, data: bytes) -> None:
+    def channel_data(self, data: bytes | memoryview) -> None:
         # A transport that has failed says so later; until then it would log every write.
         if self._channel and self._transport and not self._transport.is_closing():
             self.bytes_received += len(data)
@@ -214,7 +240,7 @@ class Relay(asyncio.Protocol):
             reset_on_close(self._transport.get_extra_info("socket"))
         self._transport.close()
 
-    def _send_eof(self, channel: asyncssh.SSHTCPChannel[bytes]) -> None:
+    def _send_eof(self, channel: Channel) -> None:
         # With the mark at zero, "full" means that bytes are left, and channel_drained tells when none are.
         channel.set_write_buffer_limits(high=0)
         channel.write_eof()

@@ -12,6 +12,7 @@ import asyncio
 import errno
 import logging
 import socket
+from collections.abc import Callable
 from typing import cast
 
 from tp2.errors import AddressInUse, PrivilegeError, Tp2Error, UsageError
@@ -47,10 +48,20 @@ class SocksServer:
     """A SOCKS5 server on *host* (an IP address of this machine) and *port* (0: any free one).
 
     :param credentials: what clients must present, or ``None`` to serve every program that can reach the address.
+    :param resolve: gives the address of a name that is known on this side; with ``None`` the endpoint resolves it.
     """
 
-    def __init__(self, connector: Connector, host: str, port: int, *, credentials: Credentials | None = None) -> None:
+    def __init__(
+        self,
+        connector: Connector,
+        host: str,
+        port: int,
+        *,
+        credentials: Credentials | None = None,
+        resolve: Callable[[str], str | None] = lambda _: None,
+    ) -> None:
         self._connector = connector
+        self._resolve = resolve
         self._host = host
         self._port = port
         self._credentials = credentials
@@ -79,7 +90,9 @@ class SocksServer:
         sock.setblocking(False)
         self._port = sock.getsockname()[1]
         self._listener = await asyncio.get_running_loop().create_server(
-            lambda: _Handshake(self._connector, Server(self._credentials), self._handshakes, self._all_gone),
+            lambda: _Handshake(
+                self._connector, Server(self._credentials), self._resolve, self._handshakes, self._all_gone
+            ),
             sock=sock,
             backlog=BACKLOG,
         )
@@ -113,10 +126,16 @@ class _Handshake(asyncio.Protocol):
     """One client, from its first byte to its request."""
 
     def __init__(
-        self, connector: Connector, machine: Server, handshakes: set[_Handshake], all_gone: asyncio.Event
+        self,
+        connector: Connector,
+        machine: Server,
+        resolve: Callable[[str], str | None],
+        handshakes: set[_Handshake],
+        all_gone: asyncio.Event,
     ) -> None:
         self._connector = connector
         self._machine = machine
+        self._resolve = resolve
         self._handshakes = handshakes
         self._all_gone = all_gone
         self._transport: asyncio.Transport
@@ -155,7 +174,7 @@ class _Handshake(asyncio.Protocol):
         self._connector.join(
             self._transport,
             self._machine.early,
-            target.host,
+            self._resolve(target.host) or target.host,
             target.port,
             lambda refused: self._machine.reply(REPLIES[refused.refusal] if refused else Reply.SUCCEEDED),
         )

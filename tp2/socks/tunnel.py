@@ -32,7 +32,9 @@ import asyncssh
 from tp2.backoff import Backoff
 from tp2.environment import has_address
 from tp2.errors import EndpointError, Tp2Error
-from tp2.socks.dial import Stream, Way, direct
+from tp2.socks import fastssh
+from tp2.socks.channel import WINDOW, End
+from tp2.socks.dial import SocketStream, Stream, Way, direct
 from tp2.socks.login import (
     KEEPALIVE_INTERVAL,
     KEEPALIVE_MISSES,
@@ -41,6 +43,7 @@ from tp2.socks.login import (
     is_up,
     parse_host_key,
 )
+from tp2.socks.opening import Opening
 from tp2.socks.reasons import ChannelRefused, Refusal, channel_refused, dial_failed
 
 __all__ = ["Endpoint", "Tunnel", "TunnelStatus"]
@@ -63,10 +66,6 @@ MAX_WAITERS = 1024
 
 PROBE = (0.5, 2)
 """Seconds between the keepalives that find out whether a connection survived, and how many may go unanswered."""
-
-WINDOW = 2 * 1024 * 1024
-"""Bytes a channel may have in flight towards us, also the most that a slow local reader costs in memory. It
-bounds the speed of one connection to WINDOW per round trip: 160 Mbit/s at 100 ms."""
 
 State = Literal["connecting", "connected", "reconnecting", "failed", "closed"]
 
@@ -92,6 +91,7 @@ class _Link:
         self.connection: asyncssh.SSHClientConnection
         self.stream: Stream
         self.through = ""
+        self.fast: fastssh.FastLink | None = None
 
     def relax(self) -> None:
         """Go back to the ordinary keepalives after a probe."""
@@ -237,11 +237,33 @@ class Tunnel:
             except asyncssh.ChannelOpenError as error:
                 if is_up(link.connection):
                     refused = channel_refused(error)
-                    if refused.refusal is Refusal.PROHIBITED:
-                        self._last_error = f"the endpoint does not allow forwarding to {host}:{port}: {refused.detail}"
+                    self._note(refused, host, port)
                     raise refused from None
             # The connection went away under the open. No byte was passed yet, so it can be tried again.
             await asyncio.shield(link.lost)
+
+    def begin(self, end: End, host: str, port: int, failed: Callable[[ChannelRefused | None], None]) -> Opening | None:
+        """Open a channel as :meth:`open` does and give it to *end*, if that takes nothing to wait for but the answer.
+
+        :param failed: called once if it does not open, with the reason; with None, :meth:`open` may still succeed.
+        :returns: what can be cancelled until it is open, or None: then :meth:`open` is the way.
+        """
+        link = self._link
+        if link is None or link.fast is None or link.lost.done():
+            return None
+
+        def refused(why: ChannelRefused | None) -> None:
+            self._note(why, host, port)
+            failed(why)
+
+        with contextlib.suppress(ConnectionError):
+            return Opening(link.fast, end, host, port, OPEN_TIMEOUT, refused)
+        return None
+
+    def _note(self, refused: ChannelRefused | None, host: str, port: int) -> None:
+        """Have the status tell of an endpoint that forwards nothing."""
+        if refused and refused.refusal is Refusal.PROHIBITED:
+            self._last_error = f"the endpoint does not allow forwarding to {host}:{port}: {refused.detail}"
 
     async def _connected(self, deadline: float) -> _Link:
         if self._link and not self._link.lost.done():
@@ -335,6 +357,7 @@ class Tunnel:
         try:
             link.stream, link.through = way.stream, way.through
             link.connection = await self._access.log_in(way, link.on_lost)
+            link.fast = fastssh.take_over(link.connection, socket_below=isinstance(way.stream, SocketStream))
         except BaseException:
             await _end(way.stream)
             raise

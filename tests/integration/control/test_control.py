@@ -8,16 +8,17 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tp2.control import MAX_QUESTION, client
-from tp2.control.server import ControlServer
-from tp2.errors import NotRunning, Tp2Error
+from tp2.control.server import Answer, ControlServer
+from tp2.errors import ExitCode, NotRunning, Tp2Error, UsageError
 from tp2.runtime import RuntimeDirectory
 
 
@@ -25,7 +26,22 @@ from tp2.runtime import RuntimeDirectory
 async def runtime(tmp_path: Path) -> AsyncIterator[RuntimeDirectory]:
     directory = RuntimeDirectory(tmp_path / "run")
     with directory:
-        server = ControlServer(directory, {"status": lambda: {"state": "ready"}, "big": lambda: {"x": "y" * 3_000_000}})
+
+        async def later() -> dict[str, Any]:
+            await asyncio.sleep(0)
+            return {"came": "later"}
+
+        def map_(question: dict[str, Any]) -> dict[str, Any]:
+            if question["target"] == "nosuch":
+                raise UsageError("cannot map nosuch", "no such name", "write it otherwise")
+            return {"mapped": question["target"]}
+
+        operations: dict[str, Callable[[], Answer]] = {
+            "status": lambda: {"state": "ready"},
+            "big": lambda: {"x": "y" * 3_000_000},
+            "later": later,
+        }
+        server = ControlServer(directory, operations, {"map": map_})
         await server.start()
         yield directory
         await server.close()
@@ -47,13 +63,30 @@ async def test_a_question_is_answered(runtime: RuntimeDirectory) -> None:
     assert await asyncio.to_thread(client.ask, runtime, "status") == {"state": "ready"}
 
 
+async def test_an_answer_may_take_a_while(runtime: RuntimeDirectory) -> None:
+    assert await asyncio.to_thread(client.ask, runtime, "later") == {"came": "later"}
+
+
 async def test_a_long_answer_arrives_whole(runtime: RuntimeDirectory) -> None:
     answer = await asyncio.to_thread(client.ask, runtime, "big")
     assert len(answer["x"]) == 3_000_000
 
 
+async def test_a_question_may_say_more_than_its_name(runtime: RuntimeDirectory) -> None:
+    answer = await asyncio.to_thread(client.ask, runtime, "map", target="10.96.1.1:80")
+    assert answer == {"mapped": "10.96.1.1:80"}
+
+
+async def test_an_error_of_the_daemon_arrives_whole(runtime: RuntimeDirectory) -> None:
+    with pytest.raises(Tp2Error) as caught:
+        await asyncio.to_thread(client.ask, runtime, "map", target="nosuch")
+    error = caught.value
+    assert (error.what, error.why, error.remedy) == ("cannot map nosuch", "no such name", "write it otherwise")
+    assert error.exit_code is ExitCode.USAGE
+
+
 async def test_an_unknown_question_is_answered_with_the_known_ones(runtime: RuntimeDirectory) -> None:
-    with pytest.raises(Tp2Error, match="known are big, status"):
+    with pytest.raises(Tp2Error, match="known are big, later, map, status"):
         await asyncio.to_thread(client.ask, runtime, "reboot")
 
 

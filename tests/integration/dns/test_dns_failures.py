@@ -35,6 +35,7 @@ from tp2.dns.zone import ZoneConfig
 from tp2.errors import ClusterError, ForwarderError
 from tp2.portmap.mapper import Mapper
 from tp2.portmap.table import Table
+from tp2.sandbox.kubeapi_resources import NAMESPACES, SERVICES
 from tp2.sandbox.kubeapi_server import KubeApi
 from tp2.sandbox.kubeapi_store import Store
 from tp2.sandbox.tls import new_authority
@@ -139,12 +140,10 @@ async def test_a_cluster_that_is_not_listed_yet_is_said(make_world: MakeWorld) -
 
 
 async def test_a_user_who_may_not_list_services_is_told_so(make_world: MakeWorld, tmp_path: Path) -> None:
-    authority = new_authority()
-    api = KubeApi(Store(), authority, "token")
+    api = KubeApi(Store(), new_authority(), "token")
     await api.start()
     api.forbid("services")
-    (tmp_path / "config").write_text(json.dumps(api.kubeconfig("shop")))
-    cluster = Cluster(kubeconfig.load(tmp_path / "config", None))
+    cluster = following(api, tmp_path)
     with pytest.raises(ClusterError) as caught:
         await cluster.start(PATIENCE)
     await api.stop()
@@ -155,6 +154,41 @@ async def test_a_user_who_may_not_list_services_is_told_so(make_world: MakeWorld
     assert NOT_READY in out
     assert "services" in out.partition(NOT_READY)[2].partition("\n")[0]
     assert "forbidden" in out.partition(NOT_READY)[2].partition("\n")[0]
+
+
+async def test_a_user_who_may_list_one_namespace_is_told_so_of_the_others(
+    make_world: MakeWorld, tmp_path: Path
+) -> None:
+    store = Store()
+    for name in ("shop", "other"):
+        store.create(NAMESPACES, "", {"metadata": {"name": name}})
+        spec = {"clusterIP": "10.96.0.10", "ports": [{"port": 80}]}
+        store.create(SERVICES, name, {"metadata": {"name": "web"}, "spec": spec})
+    api = KubeApi(store, new_authority(), "token")
+    await api.start()
+    for plural in ("services", "endpointslices"):
+        api.forbid(plural, except_in=("shop",))
+    api.forbid("namespaces")
+    cluster = following(api, tmp_path)
+    await cluster.start(PATIENCE)
+    upstream = await start_dnsmasq("--address=/#/")
+    world = await make_world(upstream.address)
+    async with serving(FakeCapture(), world.upstream, lambda: cluster.catalog) as port:
+        for name in ("web.other.svc.cluster.local", "other.svc.cluster.local", "web.other.svc"):
+            out = await dig(port, name)
+            assert "status: SERVFAIL" in out, name
+            assert f"{OTHER}(tp2 is not allowed to list the services of namespace other, only those of shop)" in out
+        assert "10.96.0.10" in await dig(port, "web.shop")
+        assert "status: NXDOMAIN" in await dig(port, "nope.shop.svc.cluster.local")
+        assert "status: NXDOMAIN" in await dig(port, "web.other")
+    await cluster.close()
+    await api.stop()
+    await upstream.stop()
+
+
+def following(api: KubeApi, directory: Path) -> Cluster:
+    (directory / "config").write_text(json.dumps(api.kubeconfig("shop")))
+    return Cluster(kubeconfig.load(directory / "config", None))
 
 
 @pytest.mark.parametrize(("rcode", "name"), [(2, "SERVFAIL"), (5, "REFUSED")])
@@ -169,9 +203,10 @@ async def test_an_upstream_that_answers_with_a_failure_is_named(make_world: Make
     out = await dig(world.port, "www.example.test")
     assert f"status: {name}" in out
     assert f"{UNREACHABLE}(127.0.0.1:{address[1]}: answered {name})" in out
-    # An alias of a name there is as good as the name: that it is an alias helps nobody.
+    # That a name is an alias is known all the same; it is the end of it that fails.
     out = await dig(world.port, "outside.shop")
     assert "status: SERVFAIL" in out
+    assert "www.example.test." in out.partition("ANSWER SECTION")[2]
     assert f"{UNREACHABLE}(www.example.test: 127.0.0.1:{address[1]}: answered {name})" in out
     upstream.transport.abort()
 

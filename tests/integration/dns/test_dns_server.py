@@ -109,6 +109,24 @@ async def test_a_connection_too_many_takes_the_place_of_the_most_silent_one(make
         writer.transport.abort()
 
 
+async def test_a_connection_that_waits_for_an_answer_does_not_make_room_for_others(make_world: MakeWorld) -> None:
+    world = await make_world()
+    world.capture.gate.clear()
+    waiting, asking = await asyncio.open_connection("127.0.0.1", world.port)
+    asking.write(framed(request("web.shop")))
+    async with asyncio.timeout(PATIENCE):
+        while not world.server.counters.queries:
+            await asyncio.sleep(0.01)
+    crowd = [await asyncio.open_connection("127.0.0.1", world.port) for _ in range(250)]
+    for reader, writer in crowd[-3:]:
+        writer.write(framed(request("nope.cluster.local")))
+        assert (await read_message(reader)).header.rcode == 3
+    world.capture.gate.set()
+    assert len((await read_message(waiting)).rr) == 1
+    for _, writer in [*crowd, (waiting, asking)]:
+        writer.transport.abort()
+
+
 async def test_an_answer_too_large_for_udp_is_whole_over_tcp(make_world: MakeWorld) -> None:
     world = await make_world()
     assert len(await world.dig("+ignore", "+bufsize=512", "many.shop")) < 300

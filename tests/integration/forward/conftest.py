@@ -11,8 +11,8 @@ from tp2.sandbox.namespaces import Host
 
 
 @pytest.fixture
-def host() -> Iterator[Host]:
-    """A laptop behind a router that knows no way to the cluster's addresses."""
+def network_of_two() -> Iterator[tuple[Host, Host]]:
+    """A laptop, and the router behind which everything else is."""
     with Host("laptop") as laptop, Host("router", laptop) as router:
         laptop.link("eth0", "192.0.2.10/24", router, "laptop", "192.0.2.1/24")
         laptop.shell("""
@@ -25,7 +25,19 @@ def host() -> Iterator[Host]:
             echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
             ip route add unreachable 10.0.0.0/8
             ip -6 route add unreachable fd00::/8""")
-        yield laptop
+        yield laptop, router
+
+
+@pytest.fixture
+def host(network_of_two: tuple[Host, Host]) -> Host:
+    """A laptop behind a router that knows no way to the cluster's addresses."""
+    return network_of_two[0]
+
+
+@pytest.fixture
+def router(network_of_two: tuple[Host, Host]) -> Host:
+    """The laptop's router."""
+    return network_of_two[1]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Self
 
 from tp2.forward import protocol
 from tp2.forward.protocol import Request
@@ -160,13 +160,21 @@ def ruleset(host: Host) -> str:
     return host.run("nft", "list", "ruleset")
 
 
-def network(host: Host) -> dict[str, Any]:
-    """Return all of a host's network that tp2 might touch."""
+def network(host: Host) -> dict[str, str]:
+    """Return all of a host's network that tp2 might touch.
+
+    Without what the kernel itself changes for a while after an interface came up: its state, and link-local addresses.
+    """
+
+    def routes(*family: str) -> str:
+        lines = host.run("ip", *family, "route", "show", "table", "all").replace(" linkdown", "").splitlines()
+        return "\n".join(line for line in lines if "fe80:" not in line and "ff00:" not in line)
+
     return {
         "rules": ruleset(host),
-        "links": host.run("ip", "-brief", "link"),
-        "addresses": host.run("ip", "-brief", "addr"),
-        "routes": host.run("ip", "route", "show", "table", "all"),
-        "routes6": host.run("ip", "-6", "route", "show", "table", "all"),
+        "links": "".join(line.split()[0] + "\n" for line in host.run("ip", "-brief", "link").splitlines()),
+        "addresses": host.run("ip", "-oneline", "addr", "show", "scope", "global"),
+        "routes": routes(),
+        "routes6": routes("-6"),
         "policy": host.run("ip", "rule") + host.run("ip", "-6", "rule"),
     }

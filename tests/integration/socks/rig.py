@@ -8,7 +8,10 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
+import asyncssh
+
 from tests.integration.socks.sshd import Sshd, reserve_port
+from tp2.socks.channel import Channel
 from tp2.socks.connector import Connector, Flow
 from tp2.socks.tunnel import Endpoint, Tunnel
 from tp2.types import Destination
@@ -143,6 +146,21 @@ async def eventually(condition: Callable[[], bool], interval: float = 0.01) -> N
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(interval)
+
+
+class Look:
+    """What waits in the channel of a flow, whichever kind of channel that is."""
+
+    def __init__(self, flow: Flow) -> None:
+        channel = flow._channel
+        assert isinstance(channel, Channel | asyncssh.SSHTCPChannel)
+        self.unsent = channel.get_write_buffer_size()
+        if isinstance(channel, Channel):
+            self.undelivered = sum(map(len, channel._undelivered))
+            self.ending = channel._close_received
+        else:
+            self.undelivered = sum(len(data) for data, _ in channel._recv_buf)
+            self.ending = channel._recv_state == "close_pending"
 
 
 def open_files() -> dict[str, str]:

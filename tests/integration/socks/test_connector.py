@@ -14,6 +14,7 @@ import pytest
 
 from tests.integration.socks.rig import (
     PATIENCE,
+    Look,
     Portal,
     echo,
     ending_of,
@@ -25,10 +26,11 @@ from tests.integration.socks.rig import (
     tunnel_to,
 )
 from tests.integration.socks.sshd import Sshd
+from tp2.socks.channel import LARGEST_WINDOW
 from tp2.socks.connector import Connector, Flow
 from tp2.socks.reasons import Refusal
 from tp2.socks.relay import reset_on_close
-from tp2.socks.tunnel import WINDOW, Tunnel
+from tp2.socks.tunnel import Tunnel
 from tp2.types import Destination
 
 MEGABYTE = 1_000_000
@@ -173,8 +175,7 @@ async def test_a_slow_reader_costs_bounded_memory_and_misses_nothing(tunnel: Tun
         assert 0 < progress < size
         assert flow._transport
         assert flow._transport.get_write_buffer_size() < 256 * 1024
-        assert flow._channel
-        assert sum(len(data) for data, _ in flow._channel._recv_buf) <= WINDOW
+        assert Look(flow).undelivered <= LARGEST_WINDOW
         reader, writer = await asyncio.open_connection(sock=client)
         assert hashlib.sha256(await reader.read()).digest() == hashlib.sha256(payload).digest()
         await close(writer)
@@ -204,9 +205,7 @@ async def test_a_slow_service_holds_its_client_back_and_misses_nothing(tunnel: T
         pouring = asyncio.create_task(pour())
         await stalled(lambda: progress)
         assert 0 < progress < size
-        channel = entrance.flows[0]._channel
-        assert channel
-        assert channel.get_write_buffer_size() < MEGABYTE
+        assert Look(entrance.flows[0]).unsent < MEGABYTE
         go_on.set()
         assert await reader.read() == hashlib.sha256(payload).digest()
         await pouring
@@ -251,7 +250,7 @@ async def test_a_reader_that_lags_behind_a_service_that_has_closed_gets_everythi
 
 
 def channel_is_closing(flow: Flow) -> bool:
-    return flow._channel is None or flow._channel._recv_state == "close_pending"
+    return flow._channel is None or Look(flow).ending
 
 
 async def test_a_client_whose_bytes_nobody_took_sees_a_reset(tunnel: Tunnel) -> None:

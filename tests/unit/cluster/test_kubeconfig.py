@@ -184,6 +184,32 @@ async def test_a_plugin_gets_its_arguments_and_environment(tmp_path: Path) -> No
     assert token == "Bearer 7-test-ExecCredential-client.authentication.k8s.io/v1"
 
 
+async def test_a_plugin_that_wants_to_know_the_cluster_is_told(tmp_path: Path, authority: KeyPair) -> None:
+    program = (
+        "import json, os; spec = json.loads(os.environ['KUBERNETES_EXEC_INFO'])['spec']\n"
+        "print(json.dumps({'status': {'token': json.dumps(spec)}}))"
+    )
+    authority.write(tmp_path, "ca")
+    extension = {"name": "client.authentication.k8s.io/exec", "extension": {"audience": "shop"}}
+    cluster = {"certificate-authority": "ca.crt", "extensions": [{"name": "other"}, extension]}
+    user = plugin(tmp_path / "plugin.py", program, provideClusterInfo=True)
+    spec = json.loads((await token_of(load(write(tmp_path / "config", user, **cluster), None))).removeprefix("Bearer "))
+    assert spec["cluster"] == {
+        "server": "https://198.51.100.1:6443",
+        "certificate-authority-data": data(authority.certificate),
+        "config": {"audience": "shop"},
+    }
+    del user["exec"]["provideClusterInfo"]
+    spec = json.loads((await token_of(load(write(tmp_path / "config", user, **cluster), None))).removeprefix("Bearer "))
+    assert spec == {"interactive": False}
+
+
+async def test_a_plugin_that_has_to_ask_somebody_is_not_run_without_a_terminal(tmp_path: Path) -> None:
+    user = plugin(tmp_path / "plugin.py", printing({"token": "secret"}), interactiveMode="Always")
+    error = await refusal_of(load(write(tmp_path / "config", user), None))
+    assert "no terminal" in error.why
+
+
 async def test_a_missing_plugin_comes_with_its_installation_hint(tmp_path: Path) -> None:
     user = plugin(tmp_path / "plugin.py", "", command="no-such-program", installHint="Install it\nwith care.")
     error = await refusal_of(load(write(tmp_path / "config", user), None))

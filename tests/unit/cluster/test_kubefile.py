@@ -156,10 +156,18 @@ def test_a_server_that_is_no_url(path: Path, server: Any) -> None:
     assert "https://HOST:PORT" in error.remedy
 
 
-def test_a_proxy_that_does_not_speak_http(path: Path) -> None:
-    cluster = {"server": "https://198.51.100.1", "proxy-url": "socks5://127.0.0.1:1080"}
+@pytest.mark.parametrize("proxy", ["ftp://me:secret@127.0.0.1:21", "127.0.0.1:3128", "http://", "http://a:b", "x y"])
+def test_a_proxy_that_is_none(path: Path, proxy: str) -> None:
+    cluster = {"server": "https://198.51.100.1", "proxy-url": proxy}
     error = refused(write(path, document(clusters=[{"name": "lab-cluster", "cluster": cluster}])))
-    assert "socks5://127.0.0.1:1080" in error.why
+    assert proxy.replace("secret", "...") in error.why
+    assert "socks5://HOST:PORT" in error.remedy
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "socks5"])
+def test_proxies_that_kubectl_knows(path: Path, scheme: str) -> None:
+    cluster = {"server": "https://198.51.100.1", "proxy-url": f"{scheme}://127.0.0.1:3128"}
+    assert chosen(write(path, document(clusters=[{"name": "lab-cluster", "cluster": cluster}]))).cluster == cluster
 
 
 def test_an_auth_provider_that_nobody_has_any_more(path: Path) -> None:

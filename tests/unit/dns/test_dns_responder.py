@@ -255,7 +255,8 @@ async def test_an_upstream_that_only_gives_a_code_for_its_failure_keeps_it_and_i
 async def test_an_alias_whose_target_fails_is_a_failure_in_words(world: World) -> None:
     world.upstream.replies = [refusing()]
     reply = await world.ask(request("outside.shop"))
-    assert (reply.header.rcode, reply.rr) == (Rcode.SERVFAIL, [])
+    assert reply.header.rcode == Rcode.SERVFAIL
+    assert [f"{rr.rname} {rr.rdata}" for rr in reply.rr] == ["outside.shop. www.example.com."]
     assert extended_error(reply) == (22, "www.example.com: 192.0.2.53: answered SERVFAIL")
 
 
@@ -307,6 +308,13 @@ async def test_a_truncated_target_is_asked_for_again_over_tcp(world: World) -> N
 async def test_a_target_answered_with_garbage_never_hurts(world: World, reply: bytes) -> None:
     world.upstream.replies = [reply]
     assert (await world.ask(request("outside.shop"))).header.rcode in (Rcode.SERVFAIL, Rcode.NOERROR)
+
+
+async def test_a_target_that_upstream_cannot_make_sense_of_is_a_failure_in_words(world: World) -> None:
+    world.upstream.replies = [refusing(rcode=1, failures="")]
+    reply = await world.ask(request("outside.shop"))
+    assert (reply.header.rcode, len(reply.rr)) == (Rcode.SERVFAIL, 1)
+    assert extended_error(reply) == (22, "www.example.com: 192.0.2.53 answered with code 1")
 
 
 async def test_an_external_name_that_is_no_name_fails_in_words(world: World) -> None:

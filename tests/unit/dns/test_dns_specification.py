@@ -9,6 +9,7 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from dnslib import EDNS0, QTYPE, RR, DNSRecord
@@ -565,6 +566,30 @@ def test_an_excluded_name_is_not_in_the_clusters_view(exclude: str, gone: list[s
         reply, internet, _ = ask(name, "PTR" if name.endswith("arpa") else "A", config)
         assert reply.rr
         assert internet.asked == []
+
+
+@pytest.mark.parametrize(
+    ("name", "rcode"),
+    [
+        (WEB, 0),
+        ("nope.shop.svc.cluster.local", 3),
+        ("cart.default.svc.cluster.local", 2),
+        ("x.y.nope.svc.cluster.local", 2),
+        ("nope.svc.cluster.local", 2),
+        ("1-2-3-4.nope.pod.cluster.local", 2),
+        # That there are such namespaces is known, and nothing more is needed for these.
+        ("default.svc.cluster.local", 0),
+        ("1-2-3-4.default.pod.cluster.local", 0),
+        ("nope.cluster.local", 3),
+    ],
+)
+def test_what_the_user_may_not_list_is_not_denied(name: str, rcode: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = {key: found for key, found in CATALOG.services.items() if key[0] == "shop"}
+    monkeypatch.setitem(globals(), "CATALOG", replace(CATALOG, services=mine, listed=frozenset({"shop"})))
+    reply, internet, _ = ask(name, "A")
+    assert (reply.header.rcode, internet.asked) == (rcode, [])
+    if rcode == 2:
+        assert b"not allowed to list the services of namespace" in bytes(reply.ar[0].rdata[0].data)
 
 
 def test_the_clusters_domain_may_be_another() -> None:

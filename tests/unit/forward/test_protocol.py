@@ -19,6 +19,7 @@ from tp2.forward.protocol import (
     ProtocolError,
     Refused,
     Request,
+    SteerDns,
     Update,
 )
 from tp2.forward.rules import Inlet
@@ -35,6 +36,7 @@ redirects = st.builds(Redirect, destinations, local_ports, st.none()) | st.build
     st.ip_addresses(network="127.0.0.0/8").map(str).filter(lambda a: a not in ("127.0.0.0", "127.255.255.255")),
 )
 inlets = st.builds(Inlet, st.sampled_from(["docker0", "br-0a1b2c3d4e5f", "vmbr0.7"]), local_ports, local_ports)
+domains = st.sampled_from(["cluster.local", "svc", "shop", "default.svc.cluster.local"])
 requests: st.SearchStrategy[Request] = st.one_of(
     st.builds(CaptureDns, st.lists(addresses, max_size=3).map(tuple), local_ports),
     st.builds(
@@ -49,6 +51,9 @@ requests: st.SearchStrategy[Request] = st.one_of(
         st.none() | local_ports,
     ),
     st.builds(Containers, st.lists(inlets, max_size=3).map(tuple)),
+    st.builds(
+        SteerDns, st.lists(domains, max_size=3).map(tuple), st.lists(domains, max_size=3).map(tuple), local_ports
+    ),
     st.just(Exempt()),
     st.just(Refused()),
     st.just(EndOrphans()),
@@ -111,6 +116,10 @@ def test_anything_else_is_a_protocol_error(line: bytes) -> None:
         {"op": "containers", "inlets": [["a-name-of-16-byte", 20000, 20001]]},
         {"op": "containers", "inlets": [["br0", 22, 20001]]},
         {"op": "containers", "inlets": [["br0", 20000]]},
+        {"op": "steer", "domains": ["../hosts"], "search": [], "port": 5353},
+        {"op": "steer", "domains": ["svc"], "search": ["svc\nnameserver 192.0.2.1"], "port": 5353},
+        {"op": "steer", "domains": ["svc"], "search": [], "port": 53},
+        {"op": "steer", "domains": ["local"], "search": [], "port": 5353},  # Bonjour's
         {"op": "refused", "all": True},
         {"op": "run", "command": "reboot"},
     ],

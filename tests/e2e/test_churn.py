@@ -1,0 +1,95 @@
+"""Mappings come and go by the thousand through the whole daemon and the kernel's own rules.
+
+``TP2_CHURN=50000`` makes it as many mappings, which takes some minutes; by default it is a few hundred.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import CLIENTS, Laptop, Up, eventually
+from tp2.sandbox.box import NAMESERVER
+from tp2.sandbox.objects import Object, service
+
+TOTAL = int(os.environ.get("TP2_CHURN", "560"))
+FIRST_PORT, PORTS = 7000, 20
+SERVICES = 10 if TOTAL < 10_000 else 104
+PATIENCE = 60.0
+
+
+def address(number: int) -> str:
+    return f"10.100.{number // 200}.{1 + number % 200}"
+
+
+def many_ports(number: int) -> Object:
+    ports = {f"p{port}": port for port in range(FIRST_PORT, FIRST_PORT + PORTS)}
+    return service("blog", f"churn-{number}", address(number), ports)
+
+
+def resident(pid: int) -> int:
+    """Bytes of a process in memory."""
+    match = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(encoding="ascii"), re.M)
+    assert match is not None
+    return int(match[1]) * 1024
+
+
+def descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+@pytest.mark.timeout(590)
+def test_mappings_come_and_go_and_nothing_is_misdelivered_or_left(laptop: Laptop, up: Callable[..., Up]) -> None:
+    laptop.box.create(*(many_ports(number) for number in range(SERVICES)))
+    # One program at all ports of all addresses.
+    laptop.box.cluster.shell("ip route add local 10.100.0.0/16 dev lo")
+    programs = [f"where:everywhere:0.0.0.0:{port}" for port in range(FIRST_PORT, FIRST_PORT + PORTS)]
+    server = laptop.box.cluster.start(
+        *(sys.executable, "-m", "tp2.sandbox.services", *programs), env=laptop.box.environment, stdout=subprocess.PIPE
+    )
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"ready\n"
+
+    running = up("--idle-timeout", "1s")
+    status = laptop.status()
+    processes = (status["pid"], status["forwarder"]["helper_pid"])
+    visitor = laptop.host.start(
+        *(sys.executable, str(CLIENTS / "churn.py"), NAMESERVER, str(FIRST_PORT), str(PORTS)),
+        *(f"churn-{number}.blog={address(number)}" for number in range(SERVICES)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert visitor.stdin is not None
+    assert visitor.stdout is not None
+
+    def settled() -> bool:
+        live: int = laptop.status()["mappings"]["live"]
+        return live <= len(range(0, SERVICES, max(1, SERVICES // 20)))
+
+    levels: list[tuple[int, int, int]] = []
+    while laptop.status()["mappings"]["made"] < TOTAL:
+        visitor.stdin.write("go\n")
+        visitor.stdin.flush()
+        outcome = json.loads(visitor.stdout.readline())
+        assert outcome["wrong"] == []
+        assert outcome["visits"] == SERVICES * PORTS
+        eventually(settled, within=PATIENCE)
+        levels.append((sum(map(resident, processes)), descriptors(processes[0]), descriptors(processes[1])))
+        print(laptop.status()["mappings"]["made"], *levels[-1])
+    # From the second round on, nothing grows: the first one has made what is kept for the next.
+    (memory, *opened), (last_memory, *last_opened) = levels[1], levels[-1]
+    assert last_opened == opened
+    assert last_memory < memory * 1.1 + 4_000_000
+    visitor.stdin.close()
+    visitor.wait(20)
+    eventually(lambda: laptop.status()["mappings"]["live"] == 0, within=PATIENCE)
+    assert not re.search(r"map redirects4 {[^}]*elements", laptop.ruleset())
+    assert running.stop() == 0

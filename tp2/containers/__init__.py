@@ -1,0 +1,1 @@
+"""What comes from the containers on this machine's bridges: which bridges, and what listens there."""
