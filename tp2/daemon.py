@@ -137,7 +137,6 @@ class Daemon:
         canary = Canary(
             forwarder,
             connector,
-            settings.cluster_domain,
             lambda: parts.behind_the_endpoint(),
             lambda: None if parts.resolvers.systems else parts.resolvers.captured[0],
         )

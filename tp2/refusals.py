@@ -33,7 +33,7 @@ class Refusals:
         self._counts: Counter[Destination] = Counter()
 
     def note(self, refused: Mapping[Destination, int]) -> None:
-        """Count connections, and explain those to a destination that has not been seen before, if it is not too many."""
+        """Count connections, and explain those to destinations that have not been seen before, if not too many."""
         for destination, count in refused.items():
             self.total += count
             if destination in self._counts:

@@ -49,7 +49,7 @@ def greeted(address: str, port: int) -> socket.socket | str:
 
 def visit(service: tuple[str, ...]) -> list[str]:
     name, address = service
-    wrong = []
+    wrong: list[str] = []
     asked = -LOOK_AGAIN
     for port in PORTS:
         # As a resolver does: an answer is good for as long as it says, and not for longer.
