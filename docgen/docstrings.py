@@ -7,13 +7,17 @@ knows tables, literal blocks and field lists; a docstring that is no reStructure
 from __future__ import annotations
 
 import re
+from copy import copy
+from functools import cache
 from html import escape
 from typing import Any, Final
 
 import griffe
-from docutils import nodes, utils
+from docutils import frontend, nodes, utils
 from docutils.core import publish_parts
-from docutils.parsers.rst import roles
+from docutils.parsers.rst import Parser, roles
+from docutils.readers.standalone import Reader
+from docutils.writers.html5_polyglot import Writer
 
 #: The roles of Sphinx that docstrings here use, for things of Python.
 _REFERENCES: Final = ("class", "func", "meth", "mod", "attr", "data", "exc", "const")
@@ -34,6 +38,8 @@ _SETTINGS: Final = {
     "file_insertion_enabled": False,
     "raw_enabled": True,
     "smart_quotes": False,
+    # What is wrong is raised; it need not be printed as well.
+    "warning_stream": "",
 }
 
 
@@ -66,10 +72,19 @@ def to_html(text: str, item: griffe.Object) -> str:
         roles.register_local_role(role, _reference_from(item))
     roles.register_local_role("manpage", _manual_page)
     try:
-        parts = publish_parts(text, writer="html5", settings_overrides=_SETTINGS)
+        parts = publish_parts(text, writer="html5", settings=copy(_settings()))
     except utils.SystemMessage as error:
         raise ValueError(f"the docstring of {item.path} is no reStructuredText: {error}") from error
     return f'<div class="docstring">\n{parts["body"].strip()}\n</div>'
+
+
+@cache
+def _settings() -> Any:
+    """Return docutils' settings; to find them takes it twice as long as a docstring does."""
+    settings = frontend.get_default_settings(Parser, Reader, Writer)
+    for name, value in _SETTINGS.items():
+        setattr(settings, name, value)
+    return settings
 
 
 def _reference_from(item: griffe.Object) -> Any:

@@ -196,7 +196,7 @@ def up(detach: bool, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("words", metavar="[FILTER]...", nargs=-1)
+@click.argument("words", metavar="[FILTER]...", nargs=-1, shell_complete=completion.mappings)
 @click.option("--watch", "-w", is_flag=True, help="Go on showing them, with rates, until Ctrl-C.")
 @click.option(
     "--sort",
@@ -217,7 +217,12 @@ def mappings(words: tuple[str, ...], watch: bool, sort: str, as_json: bool) -> N
 
 
 @cli.command("map")
-@click.argument("target", metavar="IP:PORT|NAME[:PORT]", type=Parsed("target", settings.check_target))
+@click.argument(
+    "target",
+    metavar="IP:PORT|NAME[:PORT]",
+    type=Parsed("target", settings.check_target),
+    shell_complete=completion.mappings,
+)
 @click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
 def map_(target: str, as_json: bool) -> None:
     """Map a destination without a lookup, and keep it mapped until 'tp2 unmap'."""
@@ -231,7 +236,12 @@ def map_(target: str, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("target", metavar="IP:PORT|NAME[:PORT]", type=Parsed("target", settings.check_target))
+@click.argument(
+    "target",
+    metavar="IP:PORT|NAME[:PORT]",
+    type=Parsed("target", settings.check_target),
+    shell_complete=completion.mappings,
+)
 @click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
 def unmap(target: str, as_json: bool) -> None:
     """Let go of a mapping: at once if nobody uses it, else when that ends."""

@@ -280,8 +280,8 @@ def _check_installation() -> None:
             raise PrivilegeError(
                 "cannot install a service that others could change",
                 f"{path} can be written by others than root, and the service would run it as root",
-                "install tp2 where only root writes: sudo python3 -m venv /opt/tp2, then sudo /opt/tp2/bin/pip install "
-                "tp2, then sudo /opt/tp2/bin/tp2 service install; or add --trust-installation",
+                "install tp2 where only root writes: sudo python3 -m venv /opt/tp2, then, with a wheel or in a "
+                "checkout, sudo /opt/tp2/bin/pip install WHEEL-OR-DOT; or add --trust-installation",
             )
 
 
