@@ -26,7 +26,7 @@ from typing import Final
 from tp2.backoff import Backoff
 from tp2.cluster.kubeconfig import Access
 from tp2.errors import ClusterError, Tp2Error
-from tp2.filewatch import watching
+from tp2.system.filewatch import watching
 
 logger = logging.getLogger(__name__)
 

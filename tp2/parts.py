@@ -12,7 +12,8 @@ from typing import Any
 
 from tp2.attachment import Attachment
 from tp2.canary import Canary
-from tp2.capture import Capture
+from tp2.capture.capture import Capture
+from tp2.capture.targets import targets
 from tp2.control.server import Answer
 from tp2.dns.records import Type
 from tp2.dns.server import DnsServer
@@ -25,7 +26,6 @@ from tp2.resolvers import Resolvers
 from tp2.settings import Settings, SocketAddress
 from tp2.socks.connector import Connector
 from tp2.socks.server import SocksServer
-from tp2.targets import targets
 from tp2.types import Destination, Wanted
 
 

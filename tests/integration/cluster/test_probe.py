@@ -13,7 +13,7 @@ import pytest
 from tests.integration.cluster.conftest import Lab
 from tp2.cluster import session
 from tp2.cluster.session import Session
-from tp2.eventloop import new_event_loop
+from tp2.system.eventloop import new_event_loop
 
 
 @pytest.mark.parametrize("loop", [asyncio.SelectorEventLoop, new_event_loop])

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 from tp2.errors import PrivilegeError, Tp2Error
 from tp2.forward.privilege import calling_user
 from tp2.runtime import service_directory
-from tp2.service_units import LABEL, MARK, Service, launchd_plist, systemd_unit
+from tp2.service.units import LABEL, MARK, Service, launchd_plist, systemd_unit
 
 Say = Callable[[str], None]
 

@@ -6,9 +6,9 @@ import struct
 import sys
 from typing import Final
 
-from tp2 import interfaces
 from tp2.containers.bridges import Link
 from tp2.forward import netlink
+from tp2.system import interfaces
 
 _RTM_NEWLINK: Final = 16
 _RTM_GETLINK: Final = 18

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tp2 import limits
+from tp2.system import limits
 
 
 @pytest.mark.parametrize(("open_files", "mappings"), [(20_000, 14_232), (1024, 576), (256, 144), (4, 2), (1, 1)])
@@ -18,7 +18,7 @@ def test_three_quarters_of_the_open_files_are_for_mappings(open_files: int, mapp
 def test_the_limit_is_raised_as_far_as_it_goes() -> None:
     script = """
 import resource
-from tp2 import limits
+from tp2.system import limits
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
 assert limits.raise_open_files() == limits.open_files() >= hard

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tp2.filewatch import chain_directories, watching
+from tp2.system.filewatch import chain_directories, watching
 
 #: Seconds after which a change that should be known at once is not.
 PATIENCE = 20.0

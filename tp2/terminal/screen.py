@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from tp2.rows import pair
+from tp2.terminal.rows import pair
 
 
 class Column(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tp2.cli import SORT_KEYS
-from tp2.rows import KEYS, Rates, Row, matching, ordered
+from tp2.terminal.rows import KEYS, Rates, Row, matching, ordered
 
 
 def row(name: str, address: str, port: int = 80, **changes: Any) -> Row:

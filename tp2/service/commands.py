@@ -47,7 +47,7 @@ def group(up: click.Command) -> click.Group:
         Safe to repeat: the new options replace the former ones. If the service does not start, all is as before.
         Keys in an SSH agent are out of its reach: name one without a passphrase with --identity.
         """
-        from tp2 import service as work
+        from tp2.service import service as work
 
         given = list(_given(ctx, options))
         if print_only:
@@ -60,7 +60,7 @@ def group(up: click.Command) -> click.Group:
     @service.command("uninstall")
     def uninstall() -> None:
         """Stop the service, and leave nothing of it."""
-        from tp2 import service as work
+        from tp2.service import service as work
 
         work.uninstall(say=click.echo)
 

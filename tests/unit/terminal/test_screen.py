@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tp2 import screen
+from tp2.terminal import screen
 
 ROW = {
     "name": "web.shop",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tp2.forward.privilege import User
-from tp2.service_units import CAPABILITIES, MARK, Service, launchd_plist, systemd_unit
+from tp2.service.units import CAPABILITIES, MARK, Service, launchd_plist, systemd_unit
 
 ALICE = User(1000, 1001, "alice", Path("/home/alice"))
 ODD = ("/opt/my tp2/bin/python", "-m", "tp2", "up", '--context=a "b" $HOME %h', "--kubeconfig=/x/y\\z", "--identity=é'")

@@ -11,8 +11,8 @@ from typing import Any, Final
 import click
 
 from tp2.control import client
-from tp2.rows import Rates, matching, ordered
 from tp2.runtime import RuntimeDirectory
+from tp2.terminal.rows import Rates, matching, ordered
 
 #: Seconds between two looks.
 EVERY: Final = 1.0
@@ -28,7 +28,7 @@ def mappings(runtime: RuntimeDirectory, *, words: Sequence[str], sort: str, watc
         if as_json:
             click.echo(json.dumps(answer, indent=2))
             return
-        from tp2 import screen
+        from tp2.terminal import screen
 
         screen.mappings(answer, filtered=bool(words))
         return
@@ -52,7 +52,7 @@ def _watch(runtime: RuntimeDirectory, words: Sequence[str], sort: str, *, as_jso
             click.echo(json.dumps(look()))
             sys.stdout.flush()
             time.sleep(EVERY)
-    from tp2 import screen
+    from tp2.terminal import screen
 
     with screen.live_mappings(filtered=bool(words)) as show:
         while True:

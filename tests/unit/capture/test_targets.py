@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from tp2.capture.targets import name_of, targets
 from tp2.cluster.catalog import Catalog, Endpoint, Port, Service
 from tp2.dns.zone import ZoneConfig
 from tp2.errors import UsageError
-from tp2.targets import name_of, targets
 from tp2.types import Destination, Wanted
 
 WEB = Service("shop", "web", ("10.96.1.1", "fd00:96::1"), (Port("http", 80), Port("dns", 53, "UDP")))

@@ -15,9 +15,9 @@ import aiohttp
 import pytest
 
 from tp2.errors import Tp2Error
-from tp2.eventloop import DescriptorLost, Loop
 from tp2.socks.relay import reset_on_close
 from tp2.socks.tunnel import Endpoint, Tunnel
+from tp2.system.eventloop import DescriptorLost, Loop
 
 
 @pytest.fixture

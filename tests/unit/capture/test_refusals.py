@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tp2 import refusals as module
-from tp2.refusals import Refusals, no_mapping, not_there
+from tp2.capture import refusals as module
+from tp2.capture.refusals import Refusals, no_mapping, not_there
 from tp2.types import Destination
 
 WEB, OTHER = Destination("10.96.1.1", 81), Destination("fd00::1", 80)

@@ -8,8 +8,8 @@ from ipaddress import ip_interface, ip_network
 
 import pytest
 
-from tp2 import addresses as module
-from tp2.addresses import ClusterAddresses
+from tp2.capture import addresses as module
+from tp2.capture.addresses import ClusterAddresses
 from tp2.cluster.catalog import Catalog, Endpoint, Service
 from tp2.errors import ForwarderError
 from tp2.exclusions import Borders, Exclusions

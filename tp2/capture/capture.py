@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from math import ceil
 from typing import Any, Final
 
-from tp2 import bridges, interfaces, limits, refusals
-from tp2.addresses import ClusterAddresses
 from tp2.attachment import Attachment
+from tp2.capture import bridges, refusals
+from tp2.capture.addresses import ClusterAddresses
+from tp2.capture.refusals import Refusals
+from tp2.capture.targets import name_of
 from tp2.containers.bridges import chosen
 from tp2.containers.inlets import Inlets, Ports
 from tp2.dns.server import DnsServer
@@ -26,15 +28,14 @@ from tp2.exclusions import Exclusions
 from tp2.forward.client import HelperForwarder
 from tp2.forward.original import original_destination
 from tp2.forward.rules import Inlet
-from tp2.listeners import loopback_addresses, reset
 from tp2.origdst.interceptor import Interceptor
 from tp2.portmap.mapper import Mapper
 from tp2.portmap.ports import SPARE_SHARE
 from tp2.portmap.table import Table
-from tp2.refusals import Refusals
 from tp2.settings import Mode, Settings
 from tp2.socks.connector import Connector
-from tp2.targets import name_of
+from tp2.system import interfaces, limits
+from tp2.system.listeners import loopback_addresses, reset
 from tp2.types import Destination
 
 logger = logging.getLogger(__name__)

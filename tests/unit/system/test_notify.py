@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tp2 import notify, start
+from tp2 import start
+from tp2.system import notify
 
 
 @pytest.fixture(params=["path", "abstract"])

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tp2 import environment
 from tp2.sandbox.namespaces import Host
+from tp2.system import environment
 from tp2.types import ROUTE_PROTOCOL
 
 WATCH = """
 import asyncio
-from tp2 import environment
+from tp2.system import environment
 async def main():
     watching = asyncio.create_task(environment.watch(lambda why: print(why, flush=True)))
     await asyncio.sleep(0.1)
