@@ -32,6 +32,7 @@ _SETTINGS: Final = {
     "initial_header_level": 4,
     "doctitle_xform": False,
     "halt_level": 2,
+    "traceback": True,
     "report_level": 5,
     "embed_stylesheet": False,
     "syntax_highlight": "none",
@@ -106,14 +107,15 @@ def _reference_from(item: griffe.Object) -> Any:
 
 
 def _resolved(target: str, item: griffe.Object) -> str:
+    first, dot, rest = target.partition(".")
     scope: griffe.Object | None = item
     while scope is not None:
-        if target.partition(".")[0] in scope.members:
-            return f"{scope.path}.{target}"
+        found = scope.members.get(first)
+        if found is not None:
+            path = found.target_path if isinstance(found, griffe.Alias) else found.path
+            return f"{path}{dot}{rest}"
         scope = scope.parent if isinstance(scope.parent, griffe.Object) else None
-    first, dot, rest = target.partition(".")
-    imported = item.module.imports.get(first)
-    return f"{imported}{dot}{rest}" if imported else target
+    return target
 
 
 def _manual_page(name: str, raw: str, text: str, line: int, inliner: Any, *_: Any) -> Any:

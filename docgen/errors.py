@@ -15,6 +15,8 @@ from docgen.texts import Module, Texts, Walk
 from tp2 import errors
 from tp2.errors import ExitCode, Tp2Error
 
+_BRACKETS: Final = "‹[^›]*›"
+
 _FIELDS: Final = ("what", "why", "remedy")
 
 #: Stands for an exit code where a reason is made that an error elsewhere is given, such as why a pod is not ready.
@@ -189,7 +191,15 @@ def _told_once(general: set[Message], special: set[Message]) -> set[Message]:
             for other in telling
         )
     }
-    return (general - replaced) | telling
+    # What differs in how its brackets are called only, is one.
+    kept = _in_order(general - replaced, telling)
+    return set({tuple(re.sub(_BRACKETS, "", text) for text in _texts(one)): one for one in kept}.values())
+
+
+def _in_order(*groups: set[Message]) -> Iterator[Message]:
+    """The last is the one to keep, of those that are alike."""
+    for group in reversed(groups):
+        yield from sorted(group, reverse=True)
 
 
 def _texts(message: Message) -> tuple[str, str, str]:
@@ -202,12 +212,12 @@ def _is_case_of(one: Message, other: Message) -> bool:
 
 def matches(template: str, text: str) -> bool:
     """Whether *text* is what *template* says, with something in its brackets."""
-    pattern = ".*".join(re.escape(words) for words in re.split("‹[^›]*›", template))
+    pattern = ".*".join(re.escape(words) for words in re.split(_BRACKETS, template))
     return re.fullmatch(pattern, text, re.DOTALL) is not None
 
 
 def _has_words(text: str) -> bool:
-    return any(character.isalpha() for character in re.sub("‹[^›]*›", "", text))
+    return any(character.isalpha() for character in re.sub(_BRACKETS, "", text))
 
 
 def page(found: Mapping[Place, set[Message]]) -> str:
