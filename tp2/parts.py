@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Set
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from tp2.attachment import Attachment
 from tp2.canary import Canary
@@ -27,6 +27,9 @@ from tp2.socks.connector import Connector
 from tp2.socks.server import SocksServer
 from tp2.targets import targets
 from tp2.types import Destination, Wanted
+
+#: Seconds for which whoever asks for a test waits for one that begins then.
+CANARY_PATIENCE: Final = 4.0
 
 
 @dataclass(slots=True)
@@ -85,7 +88,17 @@ class Parts:
         def namespaces() -> dict[str, Any]:
             return {"namespaces": sorted(self.attachment.cluster.catalog.namespaces)}
 
-        return {"status": status, "mappings": self.mappings, "namespaces": namespaces, "down": down}
+        async def canary() -> dict[str, Any]:
+            flight, fresh = await self.canary.soon(CANARY_PATIENCE)
+            return {"canary": flight.as_json() if flight else None, "fresh": fresh}
+
+        return {
+            "status": status,
+            "mappings": self.mappings,
+            "namespaces": namespaces,
+            "canary": canary,
+            "down": down,
+        }
 
     def requests(self) -> dict[str, Callable[[dict[str, Any]], Answer]]:
         """Return what the control socket can be asked to do to a ``target``: ``IP:PORT`` or ``NAME[:PORT]``."""
