@@ -313,6 +313,28 @@ def doctor(as_json: bool, **options: Any) -> None:
         raise SystemExit(int(ExitCode.FAILURE))
 
 
+@cli.command()
+@click.argument("target", metavar="NAME[:PORT]|IP:PORT", type=Parsed("target", settings.check_target))
+@click.option("--connect", is_flag=True, help="Make a connection in the end.")
+@click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
+def explain(target: str, connect: bool, as_json: bool) -> None:
+    """Follow a name through everything as it would go now, and show where it breaks.
+
+    The exit code is 0 if it does not break, else 1.
+    """
+    from tp2.diagnosis import explain as room
+
+    report = room.explain(target, _runtime(), connect=connect)
+    if as_json:
+        click.echo(json.dumps(room.as_json(target, report), indent=2))
+    else:
+        from tp2.diagnosis import show
+
+        show.steps(report, room.conclusion(target, report))
+    if not report.well:
+        raise SystemExit(int(ExitCode.FAILURE))
+
+
 def _cluster_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options by which ``install`` and ``uninstall`` find their cluster."""
     for option in (

@@ -115,6 +115,14 @@ class Naming:
         if services is None:
             return ok("files, then dns: the default")
         if "dns" in services:
+            before = services[: services.index("dns")]
+            if _below_local(self._settings.cluster_domain) and {"mdns", "mdns4", "mdns6"} & set(before):
+                return warning(
+                    f"names below {self._settings.cluster_domain} may be asked of the local network, not of tp2",
+                    f"{NSSWITCH} says 'hosts: {' '.join(services)}': multicast DNS takes all names below .local",
+                    "use mdns4_minimal in place of mdns4, which leaves longer names to dns; "
+                    "or short names, such as web.shop",
+                )
             return ok(f"hosts: {' '.join(services)}")
         if "resolve" in services:
             if self._machine.path(_RESOLVED).exists():
@@ -159,7 +167,8 @@ class Naming:
                 f"'resolvectl status' ended with {ran.code}: {' '.join(ran.errors.split())[:200]}",
                 "see 'systemctl status systemd-resolved'",
             )
-        return judge(resolved.parse(ran.output), self._settings.cluster_domain)
+        without_packets = "resolve" in services and "dns" not in services[: services.index("resolve")]
+        return judge(resolved.parse(ran.output), self._settings.cluster_domain, without_packets=without_packets)
 
     async def nameservers(self) -> Finding:
         """Whether there is a way to the nameservers, and whether they answer."""
@@ -232,8 +241,11 @@ def hosts_services(text: str) -> tuple[str, ...] | None:
     return None
 
 
-def judge(scopes: Sequence[Scope], domain: str) -> list[Finding]:
-    """Say what the settings of systemd-resolved mean for tp2."""
+def judge(scopes: Sequence[Scope], domain: str, *, without_packets: bool = False) -> list[Finding]:
+    """Say what the settings of systemd-resolved mean for tp2.
+
+    :param without_packets: whether programs reach it without DNS (nss-resolve(8)), so that it sees their names first.
+    """
     found: list[Finding] = []
     # A link without servers asks nobody, whatever its settings are.
     asking = [scope for scope in scopes if scope.servers] or list(scopes)
@@ -263,10 +275,23 @@ def judge(scopes: Sequence[Scope], domain: str) -> list[Finding]:
                     _remedy(scope, "dnssec", "DNSSEC"),
                 )
             )
+    steered = any(d.lstrip("~").strip(".") in ("local", domain) for scope in scopes for d in scope.domains)
+    if without_packets and _below_local(domain) and not steered:
+        found.append(
+            warning(
+                f"names below {domain} may be asked of the local network, not of tp2",
+                "programs reach systemd-resolved without DNS (nss-resolve), and it keeps names below .local to mDNS",
+                f"use short names, such as web.shop; or, while tp2 runs: resolvectl domain LINK '~{domain}'",
+            )
+        )
     found.sort(key=lambda finding: finding.state is not State.FAILED)
     return found or [
         ok(f"asks {', '.join(s for scope in asking for s in scope.servers) or 'nobody yet'}, in the clear")
     ]
+
+
+def _below_local(domain: str) -> bool:
+    return domain.rpartition(".")[2] == "local"
 
 
 def _remedy(scope: Scope, command: str, setting: str) -> str:

@@ -31,10 +31,11 @@ def report(found: Report, console: Console | None = None) -> None:
     console.print(Text(found.summary(), style=_STYLES[first.state if first else State.OK]))
 
 
-def steps(found: Report, console: Console | None = None) -> None:
-    """Print the steps of ``tp2 explain``."""
+def steps(found: Report, conclusion: str, console: Console | None = None) -> None:
+    """Print the steps of ``tp2 explain``, and what they come to."""
     console = console or _console()
     _print(console, _table(found.findings, times=True))
+    console.print(Text(conclusion, style=_STYLES[State.OK if found.well else State.FAILED]))
 
 
 def _table(findings: Iterable[Finding], *, times: bool = False) -> Table:
