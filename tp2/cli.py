@@ -289,6 +289,63 @@ def down() -> None:
 
 cli.add_command(service_commands.group(up))
 
+#: The options of ``up`` that say which cluster, which endpoint and which resolvers.
+_WHERE = ("kubeconfig", "context", "namespaces", "dns", "cluster_domain", "exclude", "remote", "via")
+_WHO = ("endpoint_namespace", "identity", "host_key", "socks", "ports")
+
+
+def _options_of_up(*names: str) -> Callable[[click.Command], click.Command]:
+    """Add options of ``up`` to a command, so that they mean the same for both."""
+
+    def add(command: click.Command) -> click.Command:
+        command.params[:0] = [option for option in up.params if option.name in names]
+        return command
+
+    return add
+
+
+@_options_of_up(*_WHERE, *_WHO)
+@cli.command(context_settings={"auto_envvar_prefix": "TP2"})
+@click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
+def doctor(as_json: bool, **options: Any) -> None:
+    """Find out what is wrong, before or while tp2 is up, and what to mend first.
+
+    Takes the options of 'up' that say where things are. The exit code is 0 if nothing failed, else 1.
+    """
+    from tp2.diagnosis import doctor as room
+
+    report = room.examine(Settings(**{**options, "via": Via(options["via"])}), _runtime())
+    if as_json:
+        click.echo(json.dumps(report.as_json(), indent=2))
+    else:
+        from tp2.diagnosis import show
+
+        show.report(report)
+    if not report.well:
+        raise SystemExit(int(ExitCode.FAILURE))
+
+
+@cli.command()
+@click.argument("target", metavar="NAME[:PORT]|IP:PORT", type=Parsed("target", settings.check_target))
+@click.option("--connect", is_flag=True, help="Make a connection in the end.")
+@click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
+def explain(target: str, connect: bool, as_json: bool) -> None:
+    """Follow a name through everything as it would go now, and show where it breaks.
+
+    The exit code is 0 if it does not break, else 1.
+    """
+    from tp2.diagnosis import explain as room
+
+    report = room.explain(target, _runtime(), connect=connect)
+    if as_json:
+        click.echo(json.dumps(room.as_json(target, report), indent=2))
+    else:
+        from tp2.diagnosis import show
+
+        show.steps(report, room.conclusion(target, report))
+    if not report.well:
+        raise SystemExit(int(ExitCode.FAILURE))
+
 
 def _cluster_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options by which ``install`` and ``uninstall`` find their cluster."""
