@@ -185,6 +185,12 @@ def cli() -> None:
     help="Bridges whose containers reach the cluster too: those of container engines, none, or these. Repeatable."
     " [default: auto]",
 )
+@click.option(
+    "--metrics",
+    metavar="ADDR:PORT",
+    type=Parsed("address", settings.parse_listener),
+    help="Let Prometheus read metrics there, at /metrics; a port alone is one of 127.0.0.1. [default: off]",
+)
 @click.option("--detach/--no-detach", "-d", help="Return when ready, and go on in the background.")
 @click.option("--verbose/--no-verbose", "-v", help="Say what is done, a line for each DNS query included.")
 def up(detach: bool, **options: Any) -> None:
@@ -293,6 +299,16 @@ def status(as_json: bool, wait: float | None) -> None:
         screen.status(answer)
     if answer["state"] != "ready":
         raise SystemExit(int(ExitCode.FAILURE))
+
+
+@cli.command()
+@click.option("--follow", "-f", is_flag=True, help="Go on with what is written, until that tp2 ends or Ctrl-C.")
+@click.option("--tail", "-n", "last", metavar="LINES", type=click.IntRange(min=0), help="Begin so many lines before.")
+def logs(follow: bool, last: int | None) -> None:
+    """Show the log of a tp2 in the background, or what the last one has left if it failed."""
+    from tp2 import logs as work
+
+    work.show(_runtime(), follow=follow, last=last)
 
 
 @cli.command()

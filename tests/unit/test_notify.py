@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tp2 import notify, start
+from tp2.progress import Progress
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -30,8 +31,8 @@ def test_the_manager_is_told(manager: socket.socket) -> None:
 
 
 def test_every_stage_is_a_status_and_ready_is_said_once(manager: socket.socket) -> None:
-    start._report("dns", "127.0.0.1:5353")
-    start._report("ready", "in 1.00 s")
+    start._report(Progress(), "dns", "127.0.0.1:5353")
+    start._report(Progress(), "ready", "in 1.00 s")
     told = [manager.recv(1000) for _ in range(3)]
     assert told == [b"STATUS=dns 127.0.0.1:5353", b"STATUS=ready in 1.00 s", b"READY=1"]
 
