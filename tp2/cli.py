@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
-from tp2 import __version__, settings
+from tp2 import __version__, configuration, settings
 from tp2.control import client
 from tp2.errors import ExitCode, Tp2Error
 from tp2.runtime import RuntimeDirectory, default_directory
@@ -187,14 +187,46 @@ def cli() -> None:
     help="Bridges whose containers reach the cluster too: those of container engines, none, or these. Repeatable."
     " [default: auto]",
 )
-@click.option("--detach", "-d", is_flag=True, help="Return when ready, and go on in the background.")
-@click.option("--verbose", "-v", is_flag=True, help="Say what is done, a line for each DNS query included.")
+@click.option(
+    "--metrics",
+    metavar="ADDR:PORT",
+    type=Parsed("address", settings.parse_listener),
+    help="Let Prometheus read metrics there, at /metrics; a port alone is one of 127.0.0.1. [default: off]",
+)
+@click.option("--detach/--no-detach", "-d", help="Return when ready, and go on in the background.")
+@click.option("--verbose/--no-verbose", "-v", help="Say what is done, a line for each DNS query included.")
 def up(detach: bool, **options: Any) -> None:
-    """Make the cluster reachable until Ctrl-C, or 'tp2 down'. Every option can be set as TP2_OPTION too."""
+    """Make the cluster reachable until Ctrl-C, or 'tp2 down'.
+
+    Every option can be set as TP2_OPTION too, and in a configuration file by its long name, as in
+    namespace = ["shop", "blog"]. A flag goes before the environment, and that before the file.
+    """
     from tp2 import start
 
     chosen = {**options, "mode": Mode(options["mode"]), "via": Via(options["via"])}
     raise SystemExit(start.up(Settings(**chosen), _runtime(), detach=detach))
+
+
+up.params.append(configuration.option())
+
+
+@cli.command(context_settings={"auto_envvar_prefix": "TP2"})
+@click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
+@click.pass_context
+def config(ctx: click.Context, /, as_json: bool, **_: Any) -> None:
+    """Show each setting that 'tp2 up' would have with these options, and where it comes from."""
+    from tp2 import provenance
+
+    answer = provenance.describe(ctx, up.params, _runtime().path)
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    from tp2.terminal import screen
+
+    screen.configuration(answer)
+
+
+config.params += up.params
 
 
 @cli.command()
@@ -279,6 +311,16 @@ def status(as_json: bool, wait: float | None) -> None:
         screen.status(answer)
     if answer["state"] != "ready":
         raise SystemExit(int(ExitCode.FAILURE))
+
+
+@cli.command()
+@click.option("--follow", "-f", is_flag=True, help="Go on with what is written, until that tp2 ends or Ctrl-C.")
+@click.option("--tail", "-n", "last", metavar="LINES", type=click.IntRange(min=0), help="Begin so many lines before.")
+def logs(follow: bool, last: int | None) -> None:
+    """Show the log of a tp2 in the background, or what the last one has left if it failed."""
+    from tp2.terminal import logs as work
+
+    work.show(_runtime(), follow=follow, last=last)
 
 
 @cli.command()
