@@ -212,6 +212,8 @@ class Daemon:
             except ForwarderError as error:
                 # What was captured still is; if the helper is gone, its watcher says so.
                 logger.warning("%s. %s", error, error.remedy)
+            # A VPN may have come, and with it a name for the API server.
+            self._disturbed(parts, "the nameservers changed")
 
         await resolvers.follow(self._settings, self._resolvers, apply)
 
