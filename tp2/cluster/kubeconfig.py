@@ -64,6 +64,23 @@ class Access:
         """Whether the kubeconfig's credentials are the same."""
         return self._user == other._user
 
+    @property
+    def plugin(self) -> Mapping[str, object] | None:
+        """The user's credential plugin, as the kubeconfig's ``exec`` has it; None if there is none."""
+        plugin = self._user.get("exec")
+        return plugin if isinstance(plugin, dict) else None
+
+    @property
+    def trusts_anybody(self) -> bool:
+        """Whether the server's certificate is not checked (``insecure-skip-tls-verify``)."""
+        return bool(self._cluster.get("insecure-skip-tls-verify"))
+
+    @property
+    def server_name(self) -> str | None:
+        """The name that the server's certificate should have, where that is not the URL's (``tls-server-name``)."""
+        name = self._cluster.get("tls-server-name")
+        return str(name) if name else None
+
     async def connect(self) -> ApiClient:
         """A new client with fresh credentials; the caller closes it. It does not talk to the server yet.
 

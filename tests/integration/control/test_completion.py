@@ -19,10 +19,10 @@ import click
 import pytest
 from click.shell_completion import CompletionItem
 
-from tp2 import completion
 from tp2.cli import cli
 from tp2.control.server import ControlServer
 from tp2.runtime import RuntimeDirectory
+from tp2.terminal import completion
 
 EKS = "arn:aws:eks:eu-west-1:123456789012:cluster/shop"
 
