@@ -72,8 +72,8 @@ def test_each_stands_under_its_exit_code(found: dict[Place, set[Message]], page:
 def test_no_text_was_given_up(found: dict[Place, set[Message]]) -> None:
     """Whatever the page leaves open was open in the code: nobody writes an error without a word of their own."""
     silent = {place for place, messages in found.items() if not any(message.says_something for message in messages)}
-    # An error of the helper's or the daemon's, handed on in the other process.
-    assert {place.file for place in silent} <= {"tp2.control.client", "tp2.forward.protocol"}
+    # An error of the helper's or the daemon's, handed on in the other process, and what the doctor has found.
+    assert {place.file for place in silent} <= {"tp2.control.client", "tp2.forward.protocol", "tp2.diagnosis.model"}
 
 
 def raised_by(run: Callable[[], object]) -> Tp2Error:
