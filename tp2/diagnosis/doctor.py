@@ -49,13 +49,14 @@ async def look(
     kubernetes = Kubernetes(settings, now)
     remote = Remote(settings, kubernetes)
     naming = Naming(machine, settings)
+    around = Surroundings(machine, settings, status, lambda: kubernetes.services)
     async with kubernetes.closing(), remote.closing():
         report = await run(
             [
-                *_forwarding(Forwarding(machine, settings, runtime, status)),
+                *_forwarding(Forwarding(machine, settings, runtime, status), around),
                 *_naming(naming),
-                *_kubernetes(kubernetes),
-                *_surroundings(Surroundings(machine, settings, status, lambda: kubernetes.services)),
+                *kubernetes_checks(kubernetes),
+                Check("networks", Place.MACHINE, around.networks, ("services",)),
                 *_remote(settings, remote),
                 *_end_to_end(EndToEnd(settings, runtime, status, lambda: naming.conf.nameservers), status),
             ]
@@ -73,7 +74,7 @@ def _tp2(status: dict[str, Any] | None, trouble: Tp2Error | None) -> Finding:
     return ok(f"runs as process {status['pid']}: {status['state']}")
 
 
-def _forwarding(forwarding: Forwarding) -> Sequence[Check]:
+def _forwarding(forwarding: Forwarding, around: Surroundings) -> Sequence[Check]:
     here = Place.MACHINE
     return (
         Check("forwarder", here, forwarding.forwarder),
@@ -81,6 +82,9 @@ def _forwarding(forwarding: Forwarding) -> Sequence[Check]:
         Check("stopgap", here, forwarding.stopgap),
         Check("open files", here, forwarding.open_files),
         Check("directory", here, forwarding.directory),
+        # Before what another tp2 has taken.
+        Check("leftovers", here, around.leftovers),
+        Check("other tools", here, around.tools),
         Check("ports", here, forwarding.ports),
     )
 
@@ -96,7 +100,8 @@ def _naming(naming: Naming) -> Sequence[Check]:
     )
 
 
-def _kubernetes(kubernetes: Kubernetes) -> Sequence[Check]:
+def kubernetes_checks(kubernetes: Kubernetes) -> Sequence[Check]:
+    """Return the checks of the Kubernetes side."""
     there = Place.KUBERNETES
     return (
         Check("kubeconfig", there, kubernetes.kubeconfig),
@@ -106,15 +111,6 @@ def _kubernetes(kubernetes: Kubernetes) -> Sequence[Check]:
         Check("API", there, kubernetes.api, ("login",)),
         Check("rights", there, kubernetes.rights, ("API",)),
         Check("services", there, kubernetes.services_there, ("API",)),
-    )
-
-
-def _surroundings(around: Surroundings) -> Sequence[Check]:
-    here = Place.MACHINE
-    return (
-        Check("leftovers", here, around.leftovers),
-        Check("other tools", here, around.tools),
-        Check("networks", here, around.networks, ("services",)),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -50,15 +51,20 @@ _PATIENCE: Final = 2.0
 
 def ask(server: SocketAddress) -> str | None:
     """Ask a nameserver something that each knows; return why it does not answer, or None."""
-    question = DNSRecord.question(".", "NS")
+    question = DNSRecord.question(".", "NS").pack()
+    family = socket.AF_INET6 if ":" in server.address else socket.AF_INET
     try:
-        question.send(server.address, server.port, timeout=_PATIENCE, ipv6=":" in server.address)
+        # Connected, so that the kernel tells of a port that nobody listens on.
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(_PATIENCE)
+            sock.connect(server)
+            sock.send(question)
+            while sock.recv(65535)[:2] != question[:2]:
+                pass
     except TimeoutError:
         return f"no answer within {_PATIENCE:g} s"
     except OSError as error:
         return error.strerror or str(error)
-    except Exception as error:  # noqa: BLE001 - whatever dnslib's parser raises on strange bytes
-        return f"its answer cannot be read: {error}"
     return None
 
 

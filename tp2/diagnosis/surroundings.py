@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from tp2.diagnosis.forwarding import tables
+from tp2.diagnosis.forwarding import has_table
 from tp2.diagnosis.machine import Machine, Process
 from tp2.diagnosis.model import Finding, failed, not_applicable, ok, warning
 from tp2.diagnosis.running import in_thread
@@ -76,8 +76,8 @@ class Surroundings:
         if not self._machine.is_linux():
             return not_applicable("leftovers", "they are looked for on Linux only")
         helpers = [process for process in self._machine.processes() if _HELPER in process.command]
-        found = await in_thread(self._tables)
-        if "tp2" in (found or ()) or helpers:
+        found = await in_thread(lambda: [name for name in ("tp2", "tp2-probe") if self._has_table(name)])
+        if "tp2" in found or helpers:
             who = f"held by the helper, process {helpers[0].pid}" if helpers else "and no helper is seen that holds it"
             return failed(
                 "another tp2 captures this machine's traffic",
@@ -86,7 +86,7 @@ class Surroundings:
                 + (f"; or end process {helpers[0].pid}, and the kernel removes its rules" if helpers else "")
                 + ("" if helpers else "; if none runs, as root: nft delete table inet tp2"),
             )
-        if "tp2-probe" in (found or ()):
+        if "tp2-probe" in found:
             return warning(
                 "a table of a broken-off test is left",
                 "the nftables table 'inet tp2-probe' is there",
@@ -121,8 +121,10 @@ class Surroundings:
         except OSError:
             return False
 
-    def _tables(self) -> list[str] | None:
-        return tables(self._machine) if self._session is None else tables(self._machine, self._session)
+    def _has_table(self, name: str) -> bool:
+        if self._session is None:
+            return has_table(self._machine, name)
+        return has_table(self._machine, name, self._session)
 
 
 def overlaps(addresses: Iterable[str], routes: Iterable[Route]) -> list[Finding]:
