@@ -180,7 +180,7 @@ class Walk:
                 return [way]
 
     def _set(self, way: Environment, name: str, value: ast.expr) -> list[Environment]:
-        if _is_text(value, way):
+        if self._is_text(value, way):
             return [{**way, name: text} for text in self.texts(value, way)]
         return [{other: text for other, text in way.items() if other != name}]
 
@@ -207,7 +207,7 @@ class Walk:
             **dict(zip(names, call.args, strict=False)),
             **{keyword.arg: keyword.value for keyword in call.keywords if keyword.arg},
         }
-        choices = {name: self.texts(value, way) for name, value in given.items() if _is_text(value, way)}
+        choices = {name: self.texts(value, way) for name, value in given.items() if self._is_text(value, way)}
         self._depth += 1
         for texts in itertools.product(*choices.values()):
             self._block(function.body, [dict(zip(choices, texts, strict=True))], ends)
@@ -248,11 +248,11 @@ class Walk:
     def _call(self, call: ast.Call, way: Environment) -> Iterator[str]:
         name = _called(call)
         match call:
-            case ast.Call(func=ast.Attribute(value=value, attr="format"), keywords=keywords):
-                places = {keyword.arg: self._texts(keyword.value, way) for keyword in keywords if keyword.arg}
-                filled = {place: next(iter(texts)) for place, texts in places.items()}
+            case ast.Call(func=ast.Attribute(value=value, attr="format"), args=args, keywords=keywords):
+                filled = [next(self._texts(argument, way)) for argument in args]
+                named = {keyword.arg: next(self._texts(keyword.value, way)) for keyword in keywords if keyword.arg}
                 for text in self._texts(value, way):
-                    yield text.format(**filled)
+                    yield text.format(*filled, **named)
             case ast.Call(func=ast.Attribute(value=ast.Name(id=table), attr="get"), args=[_, *default]) if isinstance(
                 self._constant(table), ast.Dict
             ):
@@ -274,6 +274,25 @@ class Walk:
                 yield from ends or [_placeholder(call)]
             case _:
                 yield _placeholder(call)
+
+    def _is_text(self, value: ast.expr, way: Environment) -> bool:
+        match value:
+            case ast.Constant(value=str()) | ast.JoinedStr():
+                return True
+            case ast.Name(id=name):
+                return name in way
+            case ast.BinOp(left=left, op=ast.Add(), right=right):
+                return self._is_text(left, way) or self._is_text(right, way)
+            case ast.IfExp(body=body, orelse=orelse):
+                return self._is_text(body, way) or self._is_text(orelse, way)
+            case ast.BoolOp(op=ast.Or(), values=values):
+                return any(self._is_text(each, way) for each in values)
+            case ast.Call(func=ast.Attribute(value=inner, attr="rstrip" | "strip" | "lower" | "format")):
+                return self._is_text(inner, way)
+            case ast.Call():
+                function = self._module.functions.get(_called(value))
+                return function is not None and _gives_text(function)
+        return False
 
     def _constant(self, name: str) -> ast.expr | None:
         if name in self._module.constants:
@@ -298,23 +317,6 @@ def _called(call: ast.Call) -> str:
         case ast.Name(id=name) | ast.Attribute(attr=name):
             return name
     return ""
-
-
-def _is_text(value: ast.expr, way: Environment) -> bool:
-    match value:
-        case ast.Constant(value=str()) | ast.JoinedStr():
-            return True
-        case ast.Name(id=name):
-            return name in way
-        case ast.BinOp(left=left, op=ast.Add(), right=right):
-            return _is_text(left, way) or _is_text(right, way)
-        case ast.IfExp(body=body, orelse=orelse):
-            return _is_text(body, way) or _is_text(orelse, way)
-        case ast.BoolOp(op=ast.Or(), values=values):
-            return any(_is_text(each, way) for each in values)
-        case ast.Call(func=ast.Attribute(value=inner, attr="rstrip" | "strip" | "lower" | "format")):
-            return _is_text(inner, way)
-    return False
 
 
 def _gives_text(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:

@@ -22,8 +22,8 @@ from typing import Final
 from tp2.dns import resolvconf
 from tp2.dns.resolvconf import ResolvConf
 from tp2.errors import Tp2Error
-from tp2.filewatch import watching
 from tp2.settings import Settings, SocketAddress
+from tp2.system.filewatch import watching
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import yaml
 from tests.e2e.conftest import Laptop, Up, eventually
 from tp2.cluster.manifest import ENDPOINT, NAMESPACE, USERS
 from tp2.cluster.rights import CATALOG_RIGHTS, ENDPOINT_RIGHTS, rules
-from tp2.sandbox.box import ENDPOINT_ADDRESS, ENDPOINT_POD, SSH_PORT
+from tp2.sandbox.box import ENDPOINT_ADDRESS, ENDPOINT_POD, NAMESERVER, SSH_PORT
 from tp2.sandbox.objects import Object
 
 BALANCER = "198.51.100.22"
@@ -181,6 +181,18 @@ def test_while_the_api_is_away_names_go_on_and_the_status_says_how_old_they_are(
     laptop.box.restart_api()
     eventually(lambda: laptop.status()["state"] == "ready")
     assert running.stop() == 0
+
+
+def test_a_changed_resolv_conf_is_a_reason_to_look_whether_all_is_well(laptop: Laptop) -> None:
+    with connected(laptop, "--verbose"):
+        laptop.box.start_nameserver("192.0.2.58")
+        laptop.host.write_etc("resolv.conf", "nameserver 192.0.2.58\n")
+        log = Path(laptop.box.environment["TP2_RUNTIME_DIR"]) / "tp2.log"
+        try:
+            eventually(lambda: "the nameservers changed: looking whether all is well" in log.read_text())
+        finally:
+            laptop.host.write_etc("resolv.conf", f"nameserver {NAMESERVER}\n")
+        assert web(laptop) == "this is web.shop, port 80\n"
 
 
 def test_a_kubeconfig_that_has_no_certificate_checked_works_and_is_warned_of(laptop: Laptop) -> None:

@@ -30,7 +30,6 @@ from typing import Literal, TypedDict
 import asyncssh
 
 from tp2.backoff import Backoff
-from tp2.environment import has_address
 from tp2.errors import EndpointError, Tp2Error
 from tp2.socks import fastssh
 from tp2.socks.channel import WINDOW, End
@@ -45,6 +44,7 @@ from tp2.socks.login import (
 )
 from tp2.socks.opening import Opening
 from tp2.socks.reasons import ChannelRefused, Refusal, channel_refused, dial_failed
+from tp2.system.environment import has_address
 
 __all__ = ["Endpoint", "Tunnel", "TunnelStatus"]
 
