@@ -46,6 +46,15 @@ def test_options_come_first(resolv_conf: Path, uplinks: Path) -> None:
     assert discover(elsewhere, resolv_conf, uplinks).captured == ("192.0.2.53", "fe80::1")
 
 
+def test_a_nameserver_of_this_machines_programs_is_known_as_such_whatever_its_scope(
+    resolv_conf: Path, uplinks: Path
+) -> None:
+    resolv_conf.write_text("nameserver fe80::1%eth0\n")
+    assert discover(Settings(), resolv_conf, uplinks).systems
+    assert discover(Settings(dns=("fe80::1",)), resolv_conf, uplinks).systems
+    assert not discover(Settings(dns=("fe80::2",)), resolv_conf, uplinks).systems
+
+
 def test_behind_systemd_resolveds_stub_its_servers_are_captured_and_asked(resolv_conf: Path, uplinks: Path) -> None:
     resolv_conf.write_text("nameserver 127.0.0.53\noptions edns0 trust-ad\n")
     uplinks.write_text("nameserver 192.0.2.1\nnameserver 192.0.2.2\n")
