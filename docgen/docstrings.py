@@ -76,7 +76,10 @@ def to_html(text: str, item: griffe.Object) -> str:
         parts = publish_parts(text, writer="html5", settings=copy(_settings()))
     except utils.SystemMessage as error:
         raise ValueError(f"the docstring of {item.path} is no reStructuredText: {error}") from error
-    return f'<div class="docstring">\n{parts["body"].strip()}\n</div>'
+    # What a field is for, its place in the list says; ``:raises`` has to be told from parameters.
+    body = re.sub(r"<dt>param (\w+)", r"<dt><code>\1</code>", parts["body"].strip())
+    body = re.sub(r"<dt>raises ([\w.]+)", r"<dt>raises <code>\1</code>", body)
+    return f'<div class="docstring">\n{body}\n</div>'
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -11,16 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from docgen.kinds import FINDING, REASON, TEXTS, Kind, Name, kinds, origin
 from docgen.texts import Module, Texts, Walk
 from tp2 import errors
 from tp2.errors import ExitCode, Tp2Error
 
 _BRACKETS: Final = "‹[^›]*›"
-
-_FIELDS: Final = ("what", "why", "remedy")
-
-#: Stands for an exit code where a reason is made that an error elsewhere is given, such as why a pod is not ready.
-REASON: Final = 0
 
 _HEAD: Final = """\
 # Every error message
@@ -35,11 +32,16 @@ them, as the code can make them. What stands in ‹brackets› is filled in.
 """
 
 
+_FINDINGS: Final = (
+    "Beside the errors above: checks of `tp2 doctor` and steps of `tp2 explain` that failed, or are worth a look."
+)
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Message:
     """One way in which an error can read.
 
-    ``exit_code`` is that of its class, or :data:`REASON`: then ``what`` is empty.
+    ``exit_code`` is that of its class, or else what :mod:`docgen.kinds` has in its place; a reason has no ``what``.
     """
 
     exit_code: int
@@ -78,68 +80,19 @@ def scan(package: Path) -> dict[Place, set[Message]]:
     :raises ValueError: an error is made in a way that this does not understand.
     """
     read = modules(package)
-    codes = exit_codes(read)
+    makers = kinds(read)
     found: dict[Place, set[Message]] = {}
     for name, module in read.items():
-        found |= _Scan(name, module, read, codes).run()
+        found |= _Scan(name, module, read, makers).run()
     return found
 
 
-def exit_codes(read: Mapping[str, Module]) -> dict[tuple[str, str], int]:
-    """Return the exit code of :class:`Tp2Error` and of every class derived from it, by module and name; and
-    :data:`REASON` for those that hold a ``why`` and a ``remedy`` and are no errors."""
-    codes = {(Tp2Error.__module__, Tp2Error.__name__): int(Tp2Error.exit_code)}
-    classes = [
-        (name, node)
-        for name, module in read.items()
-        for node in ast.walk(module.tree)
-        if isinstance(node, ast.ClassDef)
-    ]
-    known = 0
-    while known != len(codes):
-        known = len(codes)
-        for name, node in classes:
-            for base in node.bases:
-                inherited = codes.get(_origin(name, read[name], base))
-                if inherited is not None:
-                    codes[name, node.name] = _own_code(node) or inherited
-    for name, node in classes:
-        fields = {
-            each.target.id
-            for each in node.body
-            if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
-        }
-        if {"why", "remedy"} <= fields:
-            codes.setdefault((name, node.name), REASON)
-    return codes
-
-
-def _origin(name: str, module: Module, expression: ast.expr) -> tuple[str, str]:
-    """Return the module and the name of what *expression* stands for in the module *name*."""
-    match expression:
-        case ast.Name(id=local):
-            return module.imports.get(local, name), local
-        case ast.Attribute(value=ast.Name(id=local), attr=attribute):
-            return f"{module.imports.get(local, '')}.{local}", attribute
-    return "", ""
-
-
-def _own_code(node: ast.ClassDef) -> int | None:
-    for statement in node.body:
-        match statement:
-            case ast.Assign(targets=[ast.Name(id="exit_code")], value=ast.Attribute(attr=code)):
-                return int(ExitCode[code])
-    return None
-
-
 class _Scan:
-    def __init__(
-        self, name: str, module: Module, read: Mapping[str, Module], codes: Mapping[tuple[str, str], int]
-    ) -> None:
+    def __init__(self, name: str, module: Module, read: Mapping[str, Module], makers: Mapping[Name, Kind]) -> None:
         self._file = name
         self._module = module
         self._read = read
-        self._codes = codes
+        self._makers = makers
         self._found: dict[Place, set[Message]] = defaultdict(set)
         self._found_by_callers: dict[Place, set[Message]] = defaultdict(set)
 
@@ -148,29 +101,29 @@ class _Scan:
         makers = {
             name
             for name, function in self._module.functions.items()
-            if any(isinstance(node, ast.Call) and self._code(node) is not None for node in ast.walk(function))
+            if any(isinstance(node, ast.Call) and self._kind(node) is not None for node in ast.walk(function))
         }
         Walk(self._module, self._read, self._visit, makers).run()
         return {place: _told_once(messages, self._found_by_callers[place]) for place, messages in self._found.items()}
 
-    def _code(self, call: ast.Call) -> int | None:
-        return self._codes.get(_origin(self._file, self._module, call.func))
+    def _kind(self, call: ast.Call) -> Kind | None:
+        return self._makers.get(origin(self._file, self._module, call.func))
 
     def _visit(self, call: ast.Call, texts: Texts, by_caller: bool) -> None:
-        code = self._code(call)
-        if code is None:
+        kind = self._kind(call)
+        if kind is None:
             return
-        fields = _FIELDS[1:] if code == REASON else _FIELDS
-        given: dict[str, ast.expr] = dict(zip(fields, call.args, strict=False))
+        given: dict[str, ast.expr] = dict(zip(kind.parameters, call.args, strict=False))
         given |= {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
         place = Place(self._file, call.lineno, call.col_offset)
-        if not given.keys() >= set(fields):
+        if not given.keys() >= set(kind.texts):
+            if kind.code == FINDING:
+                # Nothing was found wrong.
+                return
             raise ValueError(f"{place}: an error is made without what, why and remedy one by one")
-        for what in texts(given["what"]) if code != REASON else [""]:
-            for why in texts(given["why"]):
-                for remedy in texts(given["remedy"]):
-                    found = self._found_by_callers if by_caller else self._found
-                    found[place].add(Message(code, what, why, remedy))
+        found = self._found_by_callers if by_caller else self._found
+        for words in itertools.product(*(texts(given[name]) if name in given else [""] for name in TEXTS)):
+            found[place].add(Message(kind.code, *words))
 
 
 def _told_once(general: set[Message], special: set[Message]) -> set[Message]:
@@ -232,16 +185,23 @@ def _lines(messages: set[Message]) -> Iterator[str]:
         if message.says_something:
             by_code[message.exit_code][message.what].append(message)
     meanings = _meanings()
-    reasons = by_code.pop(REASON, {})
+    reasons, findings = by_code.pop(REASON, {}), by_code.pop(FINDING, {})
     for code in by_code:
         yield f"| [{code}](#exit-code-{code}) | {_cell(meanings[code])} |\n"
     for code, by_what in by_code.items():
         yield f"\n## Exit code {code}\n\n{meanings[code]}\n"
-        for what, alternatives in by_what.items():
-            heading = what if _has_words(what) else "Another of these messages, with more words"
-            yield f"\n### {heading}\n\n{_table(alternatives)}"
+        yield from _by_what(by_what)
+    if findings:
+        yield f"\n## What doctor and explain find\n\n{_FINDINGS}\n"
+        yield from _by_what(findings)
     if reasons:
         yield f"\n## Reasons\n\nWhere a message above has ‹why› and ‹remedy›, these may stand:\n\n{_table(reasons[''])}"
+
+
+def _by_what(messages: Mapping[str, list[Message]]) -> Iterator[str]:
+    for what, alternatives in messages.items():
+        heading = what if _has_words(what) else "Another of these messages, with more words"
+        yield f"\n### {heading}\n\n{_table(alternatives)}"
 
 
 def _table(messages: list[Message]) -> str:

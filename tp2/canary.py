@@ -127,6 +127,7 @@ class Canary:
         self._heard: dict[str, asyncio.Event] = {}
         self._listener: socket.socket | None = None
         self._wanted = asyncio.Event()
+        self._flown = asyncio.Event()
 
     def hear(self, name: str) -> str | None:
         """Return the address of a canary's *name*; None for any other name. It has been heard then."""
@@ -141,6 +142,22 @@ class Canary:
     def want(self) -> None:
         """Something has changed: fly soon."""
         self._wanted.set()
+
+    async def soon(self, within: float) -> tuple[Flight | None, bool]:
+        """Return how a flight that began after this call went, and True; or, after so many seconds, the last and False.
+
+        :param within: seconds to wait for it.
+        """
+        asked = time.time()
+        try:
+            async with asyncio.timeout(within):
+                while self.last is None or self.last.at < asked:
+                    self._flown.clear()
+                    self.want()
+                    await self._flown.wait()
+        except TimeoutError:
+            return self.last, False
+        return self.last, True
 
     async def start(self) -> None:
         """Listen, and set the rule that leads there.
@@ -189,6 +206,7 @@ class Canary:
         except _Failed as failed:
             step, failure = failed.step, failed.error
         self.last = Flight(at, time.monotonic() - began, step, failure)
+        self._flown.set()
         return self.last
 
     async def _look_up(self) -> None:
@@ -215,7 +233,7 @@ class Canary:
         if refused is None or refused.refusal in _FROM_THE_ENDPOINT:
             return
         if refused.refusal is Refusal.PROHIBITED:
-            raise _Failed("endpoint", _not_allowed(refused))
+            raise _Failed("endpoint", not_allowed(refused))
         raise _Failed("tunnel", _no_channel(refused))
 
     async def _connect(self, destination: Destination) -> ChannelRefused | None:
@@ -330,7 +348,8 @@ def _no_channel(refused: ChannelRefused) -> EndpointError:
     return EndpointError("connections do not get into the cluster", str(refused), "see `tp2 status` for the tunnel")
 
 
-def _not_allowed(refused: ChannelRefused) -> EndpointError:
+def not_allowed(refused: ChannelRefused) -> EndpointError:
+    """Return what it means that the endpoint refuses to connect to anything."""
     return EndpointError(
         "the SSH endpoint does not allow TCP forwarding",
         f"it refused each destination that it was asked for: {refused.detail}",

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
-from tp2 import __version__, settings
+from tp2 import __version__, configuration, settings
 from tp2.control import client
 from tp2.errors import ExitCode, Tp2Error
 from tp2.runtime import RuntimeDirectory, default_directory
@@ -187,14 +187,46 @@ def cli() -> None:
     help="Bridges whose containers reach the cluster too: those of container engines, none, or these. Repeatable."
     " [default: auto]",
 )
-@click.option("--detach", "-d", is_flag=True, help="Return when ready, and go on in the background.")
-@click.option("--verbose", "-v", is_flag=True, help="Say what is done, a line for each DNS query included.")
+@click.option(
+    "--metrics",
+    metavar="ADDR:PORT",
+    type=Parsed("address", settings.parse_listener),
+    help="Let Prometheus read metrics there, at /metrics; a port alone is one of 127.0.0.1. [default: off]",
+)
+@click.option("--detach/--no-detach", "-d", help="Return when ready, and go on in the background.")
+@click.option("--verbose/--no-verbose", "-v", help="Say what is done, a line for each DNS query included.")
 def up(detach: bool, **options: Any) -> None:
-    """Make the cluster reachable until Ctrl-C, or 'tp2 down'. Every option can be set as TP2_OPTION too."""
+    """Make the cluster reachable until Ctrl-C, or 'tp2 down'.
+
+    Every option can be set as TP2_OPTION too, and in a configuration file by its long name, as in
+    namespace = ["shop", "blog"]. A flag goes before the environment, and that before the file.
+    """
     from tp2 import start
 
     chosen = {**options, "mode": Mode(options["mode"]), "via": Via(options["via"])}
     raise SystemExit(start.up(Settings(**chosen), _runtime(), detach=detach))
+
+
+up.params.append(configuration.option())
+
+
+@cli.command(context_settings={"auto_envvar_prefix": "TP2"})
+@click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
+@click.pass_context
+def config(ctx: click.Context, /, as_json: bool, **_: Any) -> None:
+    """Show each setting that 'tp2 up' would have with these options, and where it comes from."""
+    from tp2 import provenance
+
+    answer = provenance.describe(ctx, up.params, _runtime().path)
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    from tp2.terminal import screen
+
+    screen.configuration(answer)
+
+
+config.params += up.params
 
 
 @cli.command()
@@ -282,12 +314,79 @@ def status(as_json: bool, wait: float | None) -> None:
 
 
 @cli.command()
+@click.option("--follow", "-f", is_flag=True, help="Go on with what is written, until that tp2 ends or Ctrl-C.")
+@click.option("--tail", "-n", "last", metavar="LINES", type=click.IntRange(min=0), help="Begin so many lines before.")
+def logs(follow: bool, last: int | None) -> None:
+    """Show the log of a tp2 in the background, or what the last one has left if it failed."""
+    from tp2.terminal import logs as work
+
+    work.show(_runtime(), follow=follow, last=last)
+
+
+@cli.command()
 def down() -> None:
     """Stop the running tp2, and return when everything of it is gone."""
     client.stop(_runtime())
 
 
 cli.add_command(service_commands.group(up))
+
+#: The options of ``up`` that say which cluster, which endpoint and which resolvers.
+_WHERE = ("kubeconfig", "context", "namespaces", "dns", "cluster_domain", "exclude", "remote", "via")
+_WHO = ("endpoint_namespace", "identity", "host_key", "socks", "ports")
+
+
+def _options_of_up(*names: str) -> Callable[[click.Command], click.Command]:
+    """Add options of ``up`` to a command, so that they mean the same for both."""
+
+    def add(command: click.Command) -> click.Command:
+        command.params[:0] = [option for option in up.params if option.name in names]
+        return command
+
+    return add
+
+
+@_options_of_up(*_WHERE, *_WHO)
+@cli.command(context_settings={"auto_envvar_prefix": "TP2"})
+@click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
+def doctor(as_json: bool, **options: Any) -> None:
+    """Find out what is wrong, before or while tp2 is up, and what to mend first.
+
+    Takes the options of 'up' that say where things are. The exit code is 0 if nothing failed, else 1.
+    """
+    from tp2.diagnosis import doctor as room
+
+    report = room.examine(Settings(**{**options, "via": Via(options["via"])}), _runtime())
+    if as_json:
+        click.echo(json.dumps(report.as_json(), indent=2))
+    else:
+        from tp2.diagnosis import show
+
+        show.report(report)
+    if not report.well:
+        raise SystemExit(int(ExitCode.FAILURE))
+
+
+@cli.command()
+@click.argument("target", metavar="NAME[:PORT]|IP:PORT", type=Parsed("target", settings.check_target))
+@click.option("--connect", is_flag=True, help="Make a connection in the end.")
+@click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
+def explain(target: str, connect: bool, as_json: bool) -> None:
+    """Follow a name through everything as it would go now, and show where it breaks.
+
+    The exit code is 0 if it does not break, else 1.
+    """
+    from tp2.diagnosis import explain as room
+
+    report = room.explain(target, _runtime(), connect=connect)
+    if as_json:
+        click.echo(json.dumps(room.as_json(target, report), indent=2))
+    else:
+        from tp2.diagnosis import show
+
+        show.steps(report, room.conclusion(target, report))
+    if not report.well:
+        raise SystemExit(int(ExitCode.FAILURE))
 
 
 def _cluster_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Protocol
 
 from tp2 import following, resolvers
 from tp2.attachment import Attachment, first_cause
@@ -158,6 +158,11 @@ class Daemon:
 
         in_background(parts.capture.way.run())
         in_background(_helper_lost(parts.forwarder))
+        if self._settings.metrics is not None:
+            from tp2.metrics import PATH, MetricsServer
+
+            await _start(stack, MetricsServer(self._settings.metrics, lambda: parts.status_now(self._ready)))
+            self._report("metrics", f"http://{self._settings.metrics}{PATH}")
         await _start(stack, parts.socks)
         self._report("socks", str(self._settings.socks))
         await parts.attachment.start(self._report)
@@ -275,7 +280,12 @@ def main(
         return runner.run(Daemon(settings, found, runtime, report, began).run(helper))
 
 
-async def _start(stack: contextlib.AsyncExitStack, part: ControlServer | SocksServer) -> None:
+class _Part(Protocol):
+    async def start(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+async def _start(stack: contextlib.AsyncExitStack, part: _Part) -> None:
     await part.start()
     stack.push_async_callback(part.close)
 

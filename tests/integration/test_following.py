@@ -114,6 +114,12 @@ async def test_another_context_is_left_for_at_once_and_attached(daemon: Daemon) 
         await daemon.until("leave for two", "attach two", "attached two")
 
 
+async def test_another_server_in_the_same_context_is_another_cluster(daemon: Daemon) -> None:
+    async with daemon.running():
+        daemon.write(clusters=[{"name": "one", "cluster": {"server": "https://elsewhere.example"}}])
+        await daemon.until("leave for one", "attach one", "attached one")
+
+
 async def test_new_credentials_are_a_new_login_and_nothing_else(daemon: Daemon) -> None:
     async with daemon.running():
         daemon.write(user="b")

@@ -84,7 +84,7 @@ class Capture:
             )
         else:
             self.refusals = Refusals(refusals.no_mapping)
-            self.way = Mapper(_table(settings), forwarder, connector, spare=self._spare)
+            self.way = Mapper(_table(settings), forwarder, connector, spare=self.why_spared)
 
     def attach(self, attachment: Attachment) -> None:
         """Follow another cluster from now on; :meth:`clear` lets go of the former one."""
@@ -173,7 +173,11 @@ class Capture:
             },
         }
 
-    def _spare(self, destination: Destination) -> str | None:
+    def why_spared(self, destination: Destination) -> str | None:
+        """Say why connections to *destination* are not captured, whether or not the cluster has it; None if they are.
+
+        As of now: nothing is changed by asking.
+        """
         if self._attachment.leads_here(destination):
             return "tp2 itself reaches the cluster that way"
         # A port of its own on an address whose other port tp2 uses does no harm: a rule is for one port.

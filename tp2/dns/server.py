@@ -18,6 +18,7 @@ from typing import Any
 
 from tp2.cluster.catalog import Catalog
 from tp2.dns.datagrams import Datagrams, Respond, serve_datagrams
+from tp2.dns.recent import Asked
 from tp2.dns.responder import Capture, Counters, Responder
 from tp2.dns.upstream import Upstream
 from tp2.dns.zone import ZoneConfig
@@ -84,6 +85,11 @@ class DnsServer:
     def counters(self) -> Counters:
         """What has been asked and answered so far."""
         return self._responder.counters
+
+    @property
+    def recent(self) -> list[Asked]:
+        """The last questions, the latest first, but for those that the cache answered."""
+        return self._responder.recent.latest()
 
     def set_config(self, config: ZoneConfig) -> None:
         """Look names up like this from now on: the search list or the context has changed."""

@@ -76,8 +76,9 @@ def _given(ctx: click.Context, options: list[click.Parameter]) -> Iterator[str]:
             value = option.value_from_envvar(ctx)
         name = max(option.opts, key=len)
         if isinstance(option, click.Option) and option.is_flag:
-            if value is True or (isinstance(value, str) and click.BOOL(value)):
-                yield name
+            if value is not None:
+                # Said either way, so that a configuration file has no say in it.
+                yield name if click.BOOL(value) else max(option.secondary_opts, key=len)
             continue
         for each in value if isinstance(value, list | tuple) else [value]:
             if each is not None:

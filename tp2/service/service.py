@@ -145,7 +145,8 @@ def describe(options: Sequence[str]) -> Service:
     """Return the service that runs ``tp2 up`` with *options* for the calling user."""
     user = calling_user()
     # -I: as for the helper, root takes no modules from anywhere but the installation.
-    command = (sys.executable, "-I", "-m", "tp2", "up", *options)
+    # A service does not go to the background, whatever the user's configuration says.
+    command = (sys.executable, "-I", "-m", "tp2", "up", "--no-detach", *options)
     kept = {name: os.environ[name] for name in _KEPT if os.environ.get(name)}
     return Service(command, user, service_directory(user.uid), kept)
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tp2.terminal.rows import pair
 
@@ -132,6 +133,35 @@ def status(answer: dict[str, Any]) -> None:
     table.add_row("socks", answer["socks"]["listen"])
     _add_capture(table, answer)
     _console().print(table)
+
+
+def configuration(answer: dict[str, Any]) -> None:
+    """Print the table of ``tp2 config``."""
+    console = _console()
+    if (file := answer["file"]) is not None:
+        console.print(f"file: {file['path']}{'' if file['exists'] else ' (there is none)'}", markup=False)
+    console.print(f"runtime directory: {answer['runtime_dir']}", markup=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("option", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    table.add_column("from", overflow="fold")
+    for name, row in answer["settings"].items():
+        value, origin = row["value"], row["origin"]
+        # Two have a name of their own that says which they are.
+        source = origin if origin and row["source"] in ("flag", "environment", "file") else row["source"]
+        source = f"{source}: {origin}" if origin and source != origin else source
+        table.add_row(
+            name,
+            Text(row["words"], style="dim") if row["words"] else Text(_written(value)),
+            Text(source, style="" if row["source"] == "default" else "cyan"),
+        )
+    console.print(table)
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _add_capture(table: Table, answer: dict[str, Any]) -> None:

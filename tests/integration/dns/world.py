@@ -54,6 +54,7 @@ class World:
 
     def __init__(self, servers: Sequence[tuple[str, int]]) -> None:
         self.exempted: list[socket.socket] = []
+        self.most_open = 0
         self.capture = FakeCapture()
         self.upstream = Upstream(servers, exempt=self.exempt)
         self.server = DnsServer(
@@ -67,6 +68,7 @@ class World:
 
     async def exempt(self, sock: socket.socket) -> None:
         self.exempted.append(sock)
+        self.most_open = max(self.most_open, sum(each.fileno() >= 0 for each in self.exempted))
 
     async def dig(self, *arguments: str) -> list[str]:
         """The lines of dig's output that are no comments."""

@@ -37,6 +37,8 @@ def test_tables_fields_and_literals_are_understood(module: griffe.Module) -> Non
     html = to_html("One.\n\n== ==\na  b\n== ==\n1  2\n== ==\n\n:param x: a *number*.\n:raises E: ``never``.\n", module)
     assert html.count("<td>") == 2
     assert "<em>number</em>" in html
+    assert "<dt><code>x</code>" in html
+    assert "<dt>raises <code>E</code>" in html
     assert ">never</span>" in html
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from tp2 import start
 from tp2.system import notify
+from tp2.terminal.progress import Progress
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -31,8 +32,8 @@ def test_the_manager_is_told(manager: socket.socket) -> None:
 
 
 def test_every_stage_is_a_status_and_ready_is_said_once(manager: socket.socket) -> None:
-    start._report("dns", "127.0.0.1:5353")
-    start._report("ready", "in 1.00 s")
+    start._report(Progress(), "dns", "127.0.0.1:5353")
+    start._report(Progress(), "ready", "in 1.00 s")
     told = [manager.recv(1000) for _ in range(3)]
     assert told == [b"STATUS=dns 127.0.0.1:5353", b"STATUS=ready in 1.00 s", b"READY=1"]
 
