@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 
 from tests.e2e.conftest import Laptop, Up
@@ -73,9 +75,7 @@ def test_every_option_can_be_set_in_the_environment(laptop: Laptop) -> None:
 def test_every_option_can_be_set_in_the_configuration_file(laptop: Laptop) -> None:
     # python -m tp2 up, then options with a value each.
     command = laptop.box.up_command()
-    lines = [
-        f"{option[2:]} = {json.dumps(value)}" for option, value in zip(command[4::2], command[5::2], strict=True)
-    ]
+    lines = [f"{option[2:]} = {json.dumps(value)}" for option, value in zip(command[4::2], command[5::2], strict=True)]
     file = laptop.box.directory / ".config" / "tp2" / "config.toml"
     file.parent.mkdir(parents=True)
     file.write_text("\n".join([*lines, "detach = true", "verbose = true"]))
@@ -101,6 +101,19 @@ def test_every_option_can_be_set_in_the_configuration_file(laptop: Laptop) -> No
 
 
 def test_a_port_for_metrics_that_is_taken_is_one_message_and_nothing_is_left(laptop: Laptop) -> None:
-    # tp2's own SOCKS port is taken by then.
-    done = laptop.run(*laptop.box.up_command("--metrics", "127.0.0.1:1999", "--socks", "127.0.0.1:1998"))
-    assert done.code == 9, done.stderr
+    program = "import socket; taken = socket.create_server(('127.0.0.1', 9153)); print(flush=True); taken.accept()"
+    holder = laptop.host.start(sys.executable, "-c", program, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    try:
+        done = laptop.run(*laptop.box.up_command("--metrics", "127.0.0.1:9153"))
+    finally:
+        laptop.host.kill(*laptop.host.family(holder.pid))
+        holder.wait()
+    assert done.code == 9
+    what, why, remedy = done.stderr.splitlines()
+    assert what == "tp2: metrics cannot be had at 127.0.0.1:9153"
+    assert "python" in why
+    assert "--metrics" in remedy
+    assert laptop.ruleset() == ""
+    assert laptop.tp2("status").code == 3
