@@ -27,7 +27,7 @@ class Column(NamedTuple):
 
 
 _COLUMNS = [
-    Column("name", lambda row: str(row["name"])),
+    Column("name", lambda row: _safe(row["name"])),
     Column("address", lambda row: _pair(row["address"], row["port"])),
     Column("local", lambda row: _pair(row["local_address"], row["local_port"]), from_width=60),
     Column("state", lambda row: _styled(row["state"])),
@@ -118,24 +118,27 @@ def status(answer: dict[str, Any]) -> None:
     synced = "synced" if cluster["synced"] else "[red]not in touch with the API[/]"
     if not cluster["synced"] and cluster.get("as_of"):
         synced += f", answers as of {_ago(cluster['as_of'])}"
-    table.add_row("cluster", f"{cluster['context']} at {cluster['server']}: {cluster['services']} services, {synced}")
+    where = f"{_safe(cluster['context'])} at {_safe(cluster['server'])}"
+    table.add_row("cluster", f"{where}: {cluster['services']} services, {synced}")
     if cluster.get("last_error") and not cluster["synced"]:
-        table.add_row("", f"[red]{cluster['last_error']}[/]")
+        table.add_row("", f"[red]{_safe(cluster['last_error'])}[/]")
     if cluster.get("scope"):
         table.add_row("", f"only the namespaces {', '.join(cluster['scope'])}")
-    table.add_row("tunnel", f"{tunnel['remote']}: {tunnel['state']}, {tunnel['reconnects']} reconnects")
+    table.add_row("tunnel", f"{_safe(tunnel['remote'])}: {tunnel['state']}, {tunnel['reconnects']} reconnects")
     if tunnel.get("through"):
-        table.add_row("", f"through {tunnel['through']}")
+        table.add_row("", f"through {_safe(tunnel['through'])}")
     if tunnel["last_error"] and tunnel["state"] != "connected":
-        table.add_row("", f"[red]{tunnel['last_error']}[/]")
+        table.add_row("", f"[red]{_safe(tunnel['last_error'])}[/]")
     canary = answer.get("canary")
     if canary and not canary["ok"]:
-        table.add_row("test", f"[red]{canary['why']}[/]")
-        table.add_row("", canary["remedy"])
-    table.add_row("dns", f"{dns['listen']}, captures {', '.join(dns['captured'])}, asks {', '.join(dns['upstream'])}")
+        table.add_row("test", f"[red]{_safe(canary['why'])}[/]")
+        table.add_row("", _safe(canary["remedy"]))
+    table.add_row(
+        "dns", _safe(f"{dns['listen']}, captures {', '.join(dns['captured'])}, asks {', '.join(dns['upstream'])}")
+    )
     counts = f"{dns['cluster_answers']} answered, {dns['forwarded']} forwarded, {dns['failures']} failed"
     table.add_row("", f"{dns['queries']} queries: {counts}")
-    table.add_row("socks", answer["socks"]["listen"])
+    table.add_row("socks", _safe(answer["socks"]["listen"]))
     _add_capture(table, answer)
     console().print(table)
 
@@ -177,7 +180,7 @@ def _add_capture(table: Table, answer: dict[str, Any]) -> None:
         table.add_row("mappings", f"{mappings['live']} of at most {mappings['capacity']}")
     if mappings["failed_lookups"]:
         words = f"{mappings['failed_lookups']} lookups failed for want of room, the last one"
-        table.add_row("", f"[red]{words} {_ago(mappings['last_failed'])}: {mappings['why']}[/]")
+        table.add_row("", f"[red]{words} {_ago(mappings['last_failed'])}: {_safe(mappings['why'])}[/]")
     refused = capture["refused"]
     if refused["connections"]:
         most = ", ".join(
@@ -187,7 +190,7 @@ def _add_capture(table: Table, answer: dict[str, Any]) -> None:
     for group in capture["left_alone"]:
         more = f" and {group['count'] - len(group['addresses'])} more"
         named = ", ".join(group["addresses"]) + (more if group["count"] > len(group["addresses"]) else "")
-        table.add_row("left alone", f"{named}: {group['why']}")
+        table.add_row("left alone", _safe(f"{named}: {group['why']}"))
     if capture["containers"]:
         table.add_row("containers", ", ".join(capture["containers"]))
 
@@ -203,6 +206,16 @@ def _pair(address: str, port: int) -> str:
 
 def _rate(count: float) -> str:
     return f"{in_bytes(count)}/s" if count else "-"
+
+
+def printable(text: object) -> str:
+    """Return *text* without what a terminal would take for orders: some of it comes from servers."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text))
+
+
+def _safe(text: object) -> str:
+    """Return *text* so that neither the terminal nor rich's markup takes any of it for something else."""
+    return escape(printable(text))
 
 
 def in_bytes(count: float) -> str:

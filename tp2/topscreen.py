@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tp2.rows import pair
-from tp2.screen import STATE_STYLES, console, in_bytes, in_words
+from tp2.screen import STATE_STYLES, console, in_bytes, in_words, printable
 from tp2.top import SORTS, Look, View
 
 Row = dict[str, Any]
@@ -140,7 +140,7 @@ def _head(look: Look, width: int) -> list[Text]:
 
 
 def _labelled(label: str, words: str, *, ok: bool = True) -> Text:
-    return Text.assemble((f"{label:<9}", "bold"), (words, "" if ok else "red"))
+    return Text.assemble((f"{label:<9}", "bold"), (printable(words), "" if ok else "red"))
 
 
 def _of(capacity: int | None) -> str:
@@ -162,7 +162,7 @@ def _lists(
 
 
 def _note(words: str, width: int) -> Text:
-    note = Text(words, style="dim")
+    note = Text(printable(words), style="dim")
     note.truncate(width, overflow="ellipsis")
     return note
 
@@ -183,7 +183,9 @@ def _table(columns: list[_Column], rows: list[Row], width: int, sort: str = "") 
             )
     for row in rows:
         style = "red" if row.get("who") in ("failed", "refused") else STATE_STYLES.get(str(row.get("state")), "")
-        table.add_row(*(Text(column.text(row)) for column in columns if column.from_width <= width), style=style)
+        table.add_row(
+            *(Text(printable(column.text(row))) for column in columns if column.from_width <= width), style=style
+        )
     return table
 
 

@@ -27,7 +27,12 @@ STATUS: dict[str, Any] = {
     "pid": 4711,
     "since": "2026-01-01T00:00:00.000Z",
     "cluster": {"context": "arn:[bold]staging", "services": 142, "synced": True},
-    "tunnel": {"remote": "me@bastion:22", "state": "reconnecting", "reconnects": 3, "last_error": "no route to host"},
+    "tunnel": {
+        "remote": "me@bastion:22",
+        "state": "reconnecting",
+        "reconnects": 3,
+        "last_error": "no route to host\x1b[2J",
+    },
     "dns": {"queries": 10, "cluster_answers": 5, "forwarded": 3, "failures": 2},
     "mappings": {"live": 7, "capacity": 1000},
     "connections": {"open": 1, "bytes_sent": 5, "bytes_received": 6_000_000},
@@ -130,6 +135,7 @@ def test_it_fits_every_terminal_with_the_keys_on_the_last_line(
 def test_off_a_terminal_all_of_it_is_printed_plain(capsys: pytest.CaptureFixture[str]) -> None:
     topscreen.once(look(50, 2), View(filter="service-1"))
     text = capsys.readouterr().out
+    # Words of servers are shown, not obeyed.
     assert "\x1b" not in text
     assert "tp2 degraded" in text
     assert "arn:[bold]staging" in text
