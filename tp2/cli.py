@@ -250,6 +250,19 @@ def mappings(words: tuple[str, ...], watch: bool, sort: str, as_json: bool) -> N
     live.mappings(_runtime(), words=words, sort=sort, watch=watch, as_json=as_json)
 
 
+@cli.command()
+@click.argument("words", metavar="[FILTER]...", nargs=-1)
+@click.option("--sort", type=click.Choice(SORT_KEYS), default="name", show_default=True, help="What comes first.")
+def top(words: tuple[str, ...], sort: str) -> None:
+    """Show mappings, rates, recent DNS questions and the tunnel, live, until q.
+
+    Off a terminal it is printed once. The keys are on the screen's last line.
+    """
+    from tp2.terminal import top as work
+
+    work.top(_runtime(), sort=sort, words=words)
+
+
 @cli.command("map")
 @click.argument(
     "target",
