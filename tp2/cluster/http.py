@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 BUFFER: Final = 2 * 1024 * 1024
 """Bytes that a response may have waiting: kubernetes_asyncio's own, for watch events of large objects."""
 
+REUSE: Final = 1.0
+"""Seconds for which a connection waits for another request. After a change of the network it would be a dead one, on
+which the request hangs; and requests that follow from one another come within a moment."""
+
 
 class SocksFailed(aiohttp.ClientConnectionError):
     """A SOCKS5 proxy cannot be reached, or does not connect; in words."""
@@ -34,7 +38,10 @@ def session(proxy: str | None, tls: ssl.SSLContext, **options: Any) -> aiohttp.C
     :param tls: how servers are trusted.
     """
     connector: aiohttp.TCPConnector
-    connector = _SocksConnector(proxy, tls) if proxy and _is_socks(proxy) else aiohttp.TCPConnector(ssl=tls)
+    if proxy and _is_socks(proxy):
+        connector = _SocksConnector(proxy, tls)
+    else:
+        connector = aiohttp.TCPConnector(ssl=tls, keepalive_timeout=REUSE)
     return aiohttp.ClientSession(connector=connector, trust_env=False, read_bufsize=BUFFER, **options)
 
 
@@ -46,14 +53,8 @@ def http_proxy(proxy: str | None) -> str | None:
 async def lead(client: ApiClient, proxy: str | None) -> ApiClient:
     """Have *client* go through *proxy*, or directly, whatever the environment says; return it."""
     rest: Any = client.rest_client
-    own = rest.pool_manager
-    if proxy and _is_socks(proxy):
-        await own.close()
-        rest.pool_manager = session(proxy, _tls(client.configuration))
-    else:
-        connector = own.connector
-        own.detach()
-        rest.pool_manager = aiohttp.ClientSession(connector=connector, trust_env=False, read_bufsize=BUFFER)
+    await rest.pool_manager.close()
+    rest.pool_manager = session(proxy, _tls(client.configuration))
     rest.proxy = http_proxy(proxy)
     return client
 
@@ -82,7 +83,7 @@ class _SocksConnector(aiohttp.TCPConnector):
 
     def __init__(self, proxy: str, tls: ssl.SSLContext) -> None:
         # The proxy has the limit, and a name that it is to resolve is no address that could be remembered.
-        super().__init__(ssl=tls, resolver=_Unresolved(), use_dns_cache=False)
+        super().__init__(ssl=tls, resolver=_Unresolved(), use_dns_cache=False, keepalive_timeout=REUSE)
         self._proxy = proxy
 
     async def _wrap_create_connection(self, *args: Any, req: Any, timeout: Any, **options: Any) -> Any:

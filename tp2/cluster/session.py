@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 ERROR_BODY_LIMIT = 64 * 1024
 RETRY_AFTER_LIMIT = 60.0
 
-# After a change of the network, connections that wait for reuse may be dead, and a request on one of them would hang.
-_NO_REUSE = {"Connection": "close"}
-
 # When there is reason to doubt a connection: it is known to be dead after three seconds.
 _PROBE = {"TCP_KEEPIDLE": 1, "TCP_KEEPALIVE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 2}
 

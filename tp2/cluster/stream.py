@@ -41,6 +41,7 @@ from tp2.cluster.failure import ApiError, Failure, NotKubernetes, explain, slow_
 from tp2.cluster.lines import LineSplitter, LineTooLong
 from tp2.cluster.session import Session, probe
 from tp2.errors import ClusterError
+from tp2.undisturbed import undisturbed
 
 logger = logging.getLogger(__name__)
 
@@ -122,13 +123,15 @@ class Stream:
         self._version: str | None = None
         self._heard = False
         self._nudged = asyncio.Event()
+        self._disturbed = asyncio.Event()
         self._watching: aiohttp.ClientResponse | None = None
 
     def nudge(self) -> None:
-        """The machine woke up, or its network changed: try again at once if the last attempt failed, and find out soon
-        whether a watch that is up only seems so."""
+        """The machine woke up, or its network changed: try again at once if the last attempt failed or is still under
+        way, and find out soon whether a watch that is up only seems so."""
         self._backoff.reset()
         self._nudged.set()
+        self._disturbed.set()
         if self._watching is not None:
             probe(self._watching)
 
@@ -143,7 +146,7 @@ class Stream:
             pause = 0.0
             login = self._session.login
             try:
-                await self._attempt()
+                await undisturbed(self._attempt, self._disturbed, lambda: self._watching is None)
             except Exception as error:
                 failure = self._failed(error)
                 failing_since = clock() if failing_since is None else failing_since

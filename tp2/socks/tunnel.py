@@ -45,6 +45,7 @@ from tp2.socks.login import (
 from tp2.socks.opening import Opening
 from tp2.socks.reasons import ChannelRefused, Refusal, channel_refused, dial_failed
 from tp2.system.environment import has_address
+from tp2.undisturbed import undisturbed
 
 __all__ = ["Endpoint", "Tunnel", "TunnelStatus"]
 
@@ -60,6 +61,9 @@ EAGER = 0.5
 FAILED_RETRY = 10.0
 """Seconds between attempts while the state is failed. sshd counts failed logins against an address and forgives
 them within about 5 s each (PerSourcePenalties); a client that tries more often than that locks itself out."""
+
+STALE = 1.0
+"""Seconds after which an attempt is given up for a new one when the endpoint's pods have changed."""
 
 MAX_WAITERS = 1024
 """Channels that may wait for a reconnect: each holds a local socket open."""
@@ -131,6 +135,8 @@ class Tunnel:
         self._connect = connect
         self._backoff = Backoff()
         self._nudged = asyncio.Event()
+        self._disturbed = asyncio.Event()
+        self._attempting_since: float | None = None
         # Set to have a pause look again at how long it should be.
         self._wanted = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -180,9 +186,10 @@ class Tunnel:
             await asyncio.wait(self._openings)
 
     def nudge(self) -> None:
-        """The machine woke up, or its network changed: try again at once if the connection is down, and if it is up,
-        find out within :data:`PROBE` whether it only seems so."""
+        """The machine woke up, or its network changed: try again at once if the connection is down, even if an attempt
+        is under way, and if it is up, find out within :data:`PROBE` whether it only seems so."""
         self.retry()
+        self._disturbed.set()
         link = self._link
         if link is None or link.lost.done():
             return
@@ -196,7 +203,12 @@ class Tunnel:
         loop.call_later(interval * (misses + 2), link.relax)
 
     def retry(self) -> None:
-        """The endpoint has changed: try again at once if the connection is down."""
+        """The endpoint has changed: try again at once if the connection is down.
+
+        An attempt that has been under way for more than :data:`STALE` may be at what is there no more.
+        """
+        if self._attempting_since is not None and time.monotonic() - self._attempting_since > STALE:
+            self._disturbed.set()
         self._backoff.reset()
         self._nudged.set()
         self._wanted.set()
@@ -328,7 +340,7 @@ class Tunnel:
             while True:
                 await self._pause(delay)
                 try:
-                    link = await self._attempt()
+                    link = await undisturbed(self._attempt, self._disturbed)
                     break
                 except Tp2Error as error:
                     self._enter("failed" if error.lasting else "reconnecting", str(error))
@@ -354,6 +366,13 @@ class Tunnel:
                     await self._wanted.wait()
 
     async def _attempt(self) -> _Link:
+        self._attempting_since = time.monotonic()
+        try:
+            return await self._open_link()
+        finally:
+            self._attempting_since = None
+
+    async def _open_link(self) -> _Link:
         link = _Link()
         try:
             way = await self._connect(self._endpoint.host, self._endpoint.port)

@@ -395,6 +395,20 @@ async def test_a_server_that_falls_silent_is_noticed_and_its_return_too(lab: Lab
         await followed.has("web", "new")
 
 
+async def test_a_nudge_gives_up_a_request_that_nobody_will_answer(lab: Lab) -> None:
+    async with lab.followed(pace=Pace(answer=2 * DEADLINE)) as followed:
+        await lab.api.watched(3)
+        lab.api.fall_silent()
+        lab.api.cut_watches()
+        before = len(lab.api.requests)
+        await eventually(lambda: len(lab.api.requests) >= before + 3)
+        # As after a change of the network: what was asked before it is answered by nobody, what is asked now is.
+        lab.api.fall_silent(False)
+        followed.cluster.nudge()
+        lab.api.store.create(SERVICES, "shop", service("new"))
+        await followed.has("web", "new")
+
+
 async def test_a_watch_that_outlives_its_time_is_cut(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     class Endless(Watch):
         async def run(self, response: Any) -> bool:

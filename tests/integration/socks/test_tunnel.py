@@ -26,7 +26,7 @@ from tests.integration.socks.rig import (
 from tests.integration.socks.sshd import Sshd, write_key
 from tp2.errors import EndpointError, Tp2Error, UsageError
 from tp2.socks import login
-from tp2.socks.dial import Way
+from tp2.socks.dial import Way, direct
 from tp2.socks.reasons import ChannelRefused, Refusal, Unmendable
 from tp2.socks.tunnel import MAX_WAITERS, PROBE, Endpoint, Tunnel
 from tp2.types import Destination
@@ -369,6 +369,27 @@ async def test_a_nudge_does_not_disturb_a_connection_that_is_well(sshd: Sshd) ->
             await open_session(tunnel, destination)
         await asyncio.sleep(interval * (misses + 2))  # until the probe would have told
         assert tunnel.status()["reconnects"] == 0
+        assert tunnel.status()["state"] == "connected"
+
+
+async def test_a_nudge_gives_up_an_attempt_that_nobody_will_answer(sshd: Sshd) -> None:
+    hang, attempts = False, 0
+
+    async def connect(host: str, port: int) -> Way:
+        nonlocal attempts
+        attempts += 1
+        if hang:
+            await asyncio.Event().wait()
+        return await direct(host, port)
+
+    async with serving(echo) as destination, started(tunnel_to(sshd, connect=connect)) as tunnel:
+        hang = True
+        sshd.stop()
+        sshd.start()
+        await eventually(lambda: attempts == 2)
+        hang = False
+        tunnel.nudge()
+        await open_session(tunnel, destination)
         assert tunnel.status()["state"] == "connected"
 
 
