@@ -381,7 +381,12 @@ def doctor(as_json: bool, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("target", metavar="NAME[:PORT]|IP:PORT", type=Parsed("target", settings.check_target))
+@click.argument(
+    "target",
+    metavar="NAME[:PORT]|IP:PORT",
+    type=Parsed("target", settings.check_target),
+    shell_complete=completion.mappings,
+)
 @click.option("--connect", is_flag=True, help="Make a connection in the end.")
 @click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
 def explain(target: str, connect: bool, as_json: bool) -> None:
