@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from tp2 import __version__, completion, service_commands, settings
 from tp2.control import client
@@ -298,11 +299,15 @@ def _options_of_up(*names: str) -> Callable[[click.Command], click.Command]:
 def doctor(as_json: bool, **options: Any) -> None:
     """Find out what is wrong, before or while tp2 is up, and what to mend first.
 
-    Takes the options of 'up' that say where things are. The exit code is 0 if nothing failed, else 1.
+    Takes the options of 'up' that say where things are; if tp2 is up, they are by default as it was given them. The
+    exit code is 0 if nothing failed, else 1.
     """
     from tp2.diagnosis import doctor as room
 
-    report = room.examine(Settings(**{**options, "via": Via(options["via"])}), _runtime())
+    source = click.get_current_context().get_parameter_source
+    given = {name for name in options if source(name) is not ParameterSource.DEFAULT}
+    settings = Settings(**{**options, "via": Via(options["via"])})
+    report = room.examine(settings, _runtime(), given)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))
     else:

@@ -14,7 +14,7 @@ from tp2.attachment import Attachment
 from tp2.canary import Canary
 from tp2.capture import Capture
 from tp2.control.server import Answer
-from tp2.diagnosis import trial, way
+from tp2.diagnosis import likewise, trial, way
 from tp2.dns.records import Type
 from tp2.dns.server import DnsServer
 from tp2.dns.upstream import Upstream
@@ -98,6 +98,7 @@ class Parts:
             "mappings": self.mappings,
             "namespaces": namespaces,
             "canary": canary,
+            "settings": lambda: likewise.told(self.settings),
             "down": down,
         }
 
