@@ -16,11 +16,13 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from tp2 import __version__, completion, service_commands, settings
+from tp2 import __version__, configuration, settings
 from tp2.control import client
 from tp2.errors import ExitCode, Tp2Error
 from tp2.runtime import RuntimeDirectory, default_directory
+from tp2.service import commands as service_commands
 from tp2.settings import Mode, Settings, Via
+from tp2.terminal import completion
 
 
 class Parsed(click.ParamType[Any]):
@@ -40,7 +42,7 @@ class Parsed(click.ParamType[Any]):
             self.fail(f"{error.what}: {error.why}; {error.remedy}.", param, ctx)
 
 
-#: What ``tp2 mappings`` can be sorted by; the functions are in :mod:`tp2.rows`, which a ``--help`` need not import.
+#: What ``tp2 mappings`` can be sorted by. The functions are in :mod:`tp2.terminal.rows`, not needed for ``--help``.
 SORT_KEYS = ("name", "address", "state", "open", "total", "sent", "received", "rate", "used")
 
 EXISTING_FILE = click.Path(path_type=Path, dir_okay=False)
@@ -186,18 +188,50 @@ def cli() -> None:
     help="Bridges whose containers reach the cluster too: those of container engines, none, or these. Repeatable."
     " [default: auto]",
 )
-@click.option("--detach", "-d", is_flag=True, help="Return when ready, and go on in the background.")
-@click.option("--verbose", "-v", is_flag=True, help="Say what is done, a line for each DNS query included.")
+@click.option(
+    "--metrics",
+    metavar="ADDR:PORT",
+    type=Parsed("address", settings.parse_listener),
+    help="Let Prometheus read metrics there, at /metrics; a port alone is one of 127.0.0.1. [default: off]",
+)
+@click.option("--detach/--no-detach", "-d", help="Return when ready, and go on in the background.")
+@click.option("--verbose/--no-verbose", "-v", help="Say what is done, a line for each DNS query included.")
 def up(detach: bool, **options: Any) -> None:
-    """Make the cluster reachable until Ctrl-C, or 'tp2 down'. Every option can be set as TP2_OPTION too."""
+    """Make the cluster reachable until Ctrl-C, or 'tp2 down'.
+
+    Every option can be set as TP2_OPTION too, and in a configuration file by its long name, as in
+    namespace = ["shop", "blog"]. A flag goes before the environment, and that before the file.
+    """
     from tp2 import start
 
     chosen = {**options, "mode": Mode(options["mode"]), "via": Via(options["via"])}
     raise SystemExit(start.up(Settings(**chosen), _runtime(), detach=detach))
 
 
+up.params.append(configuration.option())
+
+
+@cli.command(context_settings={"auto_envvar_prefix": "TP2"})
+@click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
+@click.pass_context
+def config(ctx: click.Context, /, as_json: bool, **_: Any) -> None:
+    """Show each setting that 'tp2 up' would have with these options, and where it comes from."""
+    from tp2 import provenance
+
+    answer = provenance.describe(ctx, up.params, _runtime().path)
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    from tp2.terminal import screen
+
+    screen.configuration(answer)
+
+
+config.params += up.params
+
+
 @cli.command()
-@click.argument("words", metavar="[FILTER]...", nargs=-1)
+@click.argument("words", metavar="[FILTER]...", nargs=-1, shell_complete=completion.mappings)
 @click.option("--watch", "-w", is_flag=True, help="Go on showing them, with rates, until Ctrl-C.")
 @click.option(
     "--sort",
@@ -212,13 +246,18 @@ def mappings(words: tuple[str, ...], watch: bool, sort: str, as_json: bool) -> N
 
     FILTER is a part of a name, of an address with its port, or a state; each of several has to be there.
     """
-    from tp2 import live
+    from tp2.terminal import live
 
     live.mappings(_runtime(), words=words, sort=sort, watch=watch, as_json=as_json)
 
 
 @cli.command("map")
-@click.argument("target", metavar="IP:PORT|NAME[:PORT]", type=Parsed("target", settings.check_target))
+@click.argument(
+    "target",
+    metavar="IP:PORT|NAME[:PORT]",
+    type=Parsed("target", settings.check_target),
+    shell_complete=completion.mappings,
+)
 @click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
 def map_(target: str, as_json: bool) -> None:
     """Map a destination without a lookup, and keep it mapped until 'tp2 unmap'."""
@@ -226,13 +265,18 @@ def map_(target: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
-    from tp2 import screen
+    from tp2.terminal import screen
 
     screen.mappings(answer)
 
 
 @cli.command()
-@click.argument("target", metavar="IP:PORT|NAME[:PORT]", type=Parsed("target", settings.check_target))
+@click.argument(
+    "target",
+    metavar="IP:PORT|NAME[:PORT]",
+    type=Parsed("target", settings.check_target),
+    shell_complete=completion.mappings,
+)
 @click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
 def unmap(target: str, as_json: bool) -> None:
     """Let go of a mapping: at once if nobody uses it, else when that ends."""
@@ -243,7 +287,7 @@ def unmap(target: str, as_json: bool) -> None:
     for gone in answer["gone"]:
         click.echo(f"{gone} is not mapped any more")
     if answer["mappings"]:
-        from tp2 import screen
+        from tp2.terminal import screen
 
         click.echo("still in use, and gone when that ends:")
         screen.mappings(answer)
@@ -263,11 +307,21 @@ def status(as_json: bool, wait: float | None) -> None:
     if as_json:
         click.echo(json.dumps(answer, indent=2))
     else:
-        from tp2 import screen
+        from tp2.terminal import screen
 
         screen.status(answer)
     if answer["state"] != "ready":
         raise SystemExit(int(ExitCode.FAILURE))
+
+
+@cli.command()
+@click.option("--follow", "-f", is_flag=True, help="Go on with what is written, until that tp2 ends or Ctrl-C.")
+@click.option("--tail", "-n", "last", metavar="LINES", type=click.IntRange(min=0), help="Begin so many lines before.")
+def logs(follow: bool, last: int | None) -> None:
+    """Show the log of a tp2 in the background, or what the last one has left if it failed."""
+    from tp2.terminal import logs as work
+
+    work.show(_runtime(), follow=follow, last=last)
 
 
 @cli.command()
@@ -278,35 +332,20 @@ def down() -> None:
 
 cli.add_command(service_commands.group(up))
 
-#: The options of ``up`` that say which cluster, which endpoint and which resolvers.
-_WHERE = ("kubeconfig", "context", "namespaces", "dns", "cluster_domain", "exclude", "remote", "via")
-_WHO = ("endpoint_namespace", "identity", "host_key", "socks", "ports")
 
-
-def _options_of_up(*names: str) -> Callable[[click.Command], click.Command]:
-    """Add options of ``up`` to a command, so that they mean the same for both."""
-
-    def add(command: click.Command) -> click.Command:
-        command.params[:0] = [option for option in up.params if option.name in names]
-        return command
-
-    return add
-
-
-@_options_of_up(*_WHERE, *_WHO)
 @cli.command(context_settings={"auto_envvar_prefix": "TP2"})
 @click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
 def doctor(as_json: bool, **options: Any) -> None:
     """Find out what is wrong, before or while tp2 is up, and what to mend first.
 
-    Takes the options of 'up' that say where things are; if tp2 is up, they are by default as it was given them. The
-    exit code is 0 if nothing failed, else 1.
+    Takes the options of 'up', from the environment and the configuration file too; if tp2 is up, it is by default as
+    it was told. The exit code is 0 if nothing failed, else 1.
     """
     from tp2.diagnosis import doctor as room
 
     source = click.get_current_context().get_parameter_source
     given = {name for name in options if source(name) is not ParameterSource.DEFAULT}
-    settings = Settings(**{**options, "via": Via(options["via"])})
+    settings = Settings(**{**options, "mode": Mode(options["mode"]), "via": Via(options["via"])})
     report = room.examine(settings, _runtime(), given)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))
@@ -316,6 +355,9 @@ def doctor(as_json: bool, **options: Any) -> None:
         show.report(report)
     if not report.well:
         raise SystemExit(int(ExitCode.FAILURE))
+
+
+doctor.params += [option for option in up.params if option.name != "detach"]
 
 
 @cli.command()

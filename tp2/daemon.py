@@ -13,19 +13,18 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Protocol
 
-from tp2 import environment, following, notify, resolvers
+from tp2 import following, resolvers
 from tp2.attachment import Attachment, first_cause
 from tp2.canary import Canary
-from tp2.capture import Capture
+from tp2.capture.capture import Capture
 from tp2.cluster import kubeconfig
 from tp2.cluster.kubeconfig import Access
 from tp2.control.server import ControlServer
 from tp2.dns.server import DnsServer
 from tp2.dns.upstream import Upstream
 from tp2.errors import ExitCode, ForwarderError, Tp2Error
-from tp2.eventloop import DescriptorLost, new_event_loop
 from tp2.forward.client import Helper, HelperForwarder
 from tp2.parts import Parts, zone_config
 from tp2.resolvers import Resolvers
@@ -34,6 +33,8 @@ from tp2.settings import Settings
 from tp2.socks.auth import read_credentials
 from tp2.socks.connector import Connector
 from tp2.socks.server import SocksServer
+from tp2.system import environment, notify
+from tp2.system.eventloop import DescriptorLost, new_event_loop
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +138,6 @@ class Daemon:
         canary = Canary(
             forwarder,
             connector,
-            settings.cluster_domain,
             lambda: parts.behind_the_endpoint(),
             lambda: None if parts.resolvers.systems else parts.resolvers.captured[0],
         )
@@ -158,6 +158,11 @@ class Daemon:
 
         in_background(parts.capture.way.run())
         in_background(_helper_lost(parts.forwarder))
+        if self._settings.metrics is not None:
+            from tp2.metrics import PATH, MetricsServer
+
+            await _start(stack, MetricsServer(self._settings.metrics, lambda: parts.status_now(self._ready)))
+            self._report("metrics", f"http://{self._settings.metrics}{PATH}")
         await _start(stack, parts.socks)
         self._report("socks", str(self._settings.socks))
         await parts.attachment.start(self._report)
@@ -212,6 +217,8 @@ class Daemon:
             except ForwarderError as error:
                 # What was captured still is; if the helper is gone, its watcher says so.
                 logger.warning("%s. %s", error, error.remedy)
+            # A VPN may have come, and with it a name for the API server.
+            self._disturbed(parts, "the nameservers changed")
 
         await resolvers.follow(self._settings, self._resolvers, apply)
 
@@ -273,7 +280,12 @@ def main(
         return runner.run(Daemon(settings, found, runtime, report, began).run(helper))
 
 
-async def _start(stack: contextlib.AsyncExitStack, part: ControlServer | SocksServer) -> None:
+class _Part(Protocol):
+    async def start(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+async def _start(stack: contextlib.AsyncExitStack, part: _Part) -> None:
     await part.start()
     stack.push_async_callback(part.close)
 

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from tp2.attachment import Attachment
 from tp2.canary import Canary
-from tp2.capture import Capture
+from tp2.capture.capture import Capture
+from tp2.capture.targets import targets
 from tp2.control.server import Answer
 from tp2.diagnosis import likewise, trial, way
 from tp2.dns.records import Type
@@ -26,7 +27,6 @@ from tp2.resolvers import Resolvers
 from tp2.settings import Settings, SocketAddress, parse_target
 from tp2.socks.connector import Connector
 from tp2.socks.server import SocksServer
-from tp2.targets import targets
 from tp2.types import Destination, Wanted
 
 #: Seconds for which whoever asks for a test waits for one that begins then.
@@ -78,9 +78,8 @@ class Parts:
     def operations(self, ready: Callable[[], bool], stop: Callable[[], None]) -> dict[str, Callable[[], Answer]]:
         """Return what the control socket can be asked. *ready* says whether the daemon came up."""
 
-        async def status() -> dict[str, Any]:
-            await self.capture.count_refused()
-            return self.status(ready())
+        def status() -> Answer:
+            return self.status_now(ready())
 
         def down() -> dict[str, Any]:
             stop()
@@ -93,9 +92,14 @@ class Parts:
             flight, fresh = await self.canary.soon(CANARY_PATIENCE)
             return {"canary": flight.as_json() if flight else None, "fresh": fresh}
 
+        def recent() -> dict[str, Any]:
+            rows = [asked.as_json() for asked in self.dns.recent]
+            return {"recent": [{**row, "at": timestamp(row["at"])} for row in rows]}
+
         return {
             "status": status,
             "mappings": self.mappings,
+            "recent": recent,
             "namespaces": namespaces,
             "canary": canary,
             "settings": lambda: likewise.told(self.settings),
@@ -163,6 +167,11 @@ class Parts:
     def _targets(self, question: dict[str, Any]) -> list[Wanted]:
         return targets(str(question.get("target")), self.attachment.cluster.catalog, self.zone_config())
 
+    async def status_now(self, ready: bool) -> dict[str, Any]:
+        """Return :meth:`status` with what has been refused by now."""
+        await self.capture.count_refused()
+        return self.status(ready)
+
     def status(self, ready: bool) -> dict[str, Any]:
         """Return the object of ``tp2 status --json``; the README lists its keys."""
         attachment = self.attachment.status()
@@ -186,6 +195,7 @@ class Parts:
             "socks": {"listen": str(SocketAddress(*self.socks.address))},
             "mappings": {**captured["mappings"], "last_failed": timestamp(captured["mappings"]["last_failed"])},
             "capture": captured["capture"],
+            "connections": self.connector.status(),
             "canary": {**canary, "at": timestamp(canary["at"])} if canary else None,
             "forwarder": {"kind": self.forwarder.kind, "helper_pid": self.forwarder.pid},
         }

@@ -91,6 +91,7 @@ class Settings:
     idle_timeout: float = DEFAULT_IDLE_TIMEOUT
     ports: range = DEFAULT_PORTS
     containers: tuple[str, ...] = (AUTO,)
+    metrics: SocketAddress | None = None
     verbose: bool = False
 
     @property
@@ -212,6 +213,14 @@ def parse_socket_address(text: str, default_port: int | None = None) -> SocketAd
     return SocketAddress(
         parse_address(address), default_port if port is None and default_port else parse_port(port or "")
     )
+
+
+def parse_listener(text: str) -> SocketAddress:
+    """Return ``ADDR:PORT``, or ``PORT`` of 127.0.0.1.
+
+    :raises UsageError: *text* is neither.
+    """
+    return SocketAddress("127.0.0.1", parse_port(text)) if text.isdecimal() else parse_socket_address(text)
 
 
 def parse_remote(text: str) -> Remote:

@@ -13,16 +13,18 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import click
 
-from tp2 import limits, notify
 from tp2.errors import UsageError
 from tp2.forward.client import StartingHelper
 from tp2.forward.privilege import become, calling_user
 from tp2.runtime import RuntimeDirectory
 from tp2.settings import Mode, Settings, Via
+from tp2.system import limits, notify
+from tp2.terminal.progress import Progress
 
 #: What the daemon would import as it goes. It may then have become a user who cannot read root's installation of tp2.
 _NEEDED_LATER: Final = ("concurrent.futures.thread", "encodings.idna")
@@ -38,7 +40,7 @@ def up(settings: Settings, runtime: RuntimeDirectory, *, detach: bool) -> int:
     runtime.check_free()
     with StartingHelper() as starting:
         # This takes a second, in which the helper starts.
-        for module in _NEEDED_LATER:
+        for module in (*_NEEDED_LATER, *(["tp2.metrics"] if settings.metrics else [])):
             importlib.import_module(module)
         from tp2 import daemon, resolvers
         from tp2.cluster import lean
@@ -50,9 +52,10 @@ def up(settings: Settings, runtime: RuntimeDirectory, *, detach: bool) -> int:
         # Each mapping is a socket, and so is each connection. Root may go further than the user that it becomes.
         limits.raise_open_files()
         become(calling_user())
-        with runtime:
-            report = _detach(runtime) if detach else _report
+        with runtime, Progress() as progress:
+            report = _detach(runtime, progress) if detach else partial(_report, progress)
             _log_to_stderr(verbose=settings.verbose)
+            progress.start()
             return daemon.main(settings, found, runtime, helper, report, began)
 
 
@@ -71,7 +74,8 @@ def _refuse_what_cannot_be(settings: Settings) -> None:
         )
 
 
-def _report(stage: str, outcome: str) -> None:
+def _report(progress: Progress, stage: str, outcome: str) -> None:
+    progress.done(stage)
     click.echo(f"{stage:<8} {outcome}")
     sys.stdout.flush()
     notify.status(f"{stage} {outcome}")
@@ -79,7 +83,7 @@ def _report(stage: str, outcome: str) -> None:
         notify.ready()
 
 
-def _detach(runtime: RuntimeDirectory) -> Callable[[str, str], None]:
+def _detach(runtime: RuntimeDirectory, progress: Progress) -> Callable[[str, str], None]:
     """Go on in a process of its own session; the caller's process ends with the outcome of the start.
 
     Returns the report for the new process: until ready its words go where the caller's would, then to the log.
@@ -101,7 +105,7 @@ def _detach(runtime: RuntimeDirectory) -> Callable[[str, str], None]:
     os.close(null)
 
     def report(stage: str, outcome: str) -> None:
-        _report(stage, outcome)
+        _report(progress, stage, outcome)
         if stage == "ready":
             log = os.open(runtime.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW, 0o600)
             os.dup2(log, 1)

@@ -211,7 +211,34 @@ def test_installing_is_done_as_the_user_too(user: User, prefix: tuple[str, ...])
 
 
 def test_what_is_set_on_sudos_command_line_stays(user: User) -> None:
-    """As ``sudo TP2_SOCKS=... tp2 up`` says, and not what is set in the user's own environment."""
+    """As ``sudo TP2_IDLE_TIMEOUT=... tp2 up`` says."""
     done = user.run(*SUDO, "TP2_IDLE_TIMEOUT=soon", *tp2_command("up"))
     assert done.code == 2
     assert "soon" in done.stderr
+
+
+@pytest.mark.parametrize("prefix", [SUDO, ()], ids=["sudo tp2 config", "tp2 config"])
+def test_the_configuration_is_the_users(user: User, prefix: tuple[str, ...]) -> None:
+    file = user.home / ".config" / "tp2" / "config.toml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text('identity = "~/.ssh/id_ed25519"\n')
+    for path in (file, file.parent, file.parent.parent):
+        os.chown(path, NOBODY, NOBODY)
+    try:
+        done = user.run(*prefix, *tp2_command("config", "--json"))
+        assert done.code == 0, done.stderr
+        answer = json.loads(done.stdout)
+        assert answer["file"] == {"path": str(file), "exists": True}
+        assert answer["settings"]["identity"]["value"] == str(user.home / ".ssh" / "id_ed25519")
+        assert answer["settings"]["kubeconfig"]["value"] == str(user.home / "staging")
+
+        # What root alone may read is not quoted to the user.
+        file.unlink()
+        secret = user.laptop.box.directory / "secret"
+        secret.write_text("root's own")
+        secret.chmod(0o600)
+        file.symlink_to(secret)
+        done = user.run(*prefix, *tp2_command("config"))
+        assert (done.code, "permission denied" in done.stderr, "root's own" in done.stderr) == (2, True, False)
+    finally:
+        file.unlink()

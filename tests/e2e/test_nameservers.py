@@ -93,6 +93,17 @@ def test_a_nameserver_that_dies_is_replaced_by_the_next_and_may_return(laptop: L
     assert running.stop() == 0
 
 
+def test_lookups_of_the_clusters_names_and_of_others_do_not_come_into_each_others_way(
+    laptop: Laptop, up: Callable[..., Up]
+) -> None:
+    running = up()
+    # Each lookup of the site is a query upstream, and what the kernel notes of it holds for half a minute.
+    with lookups(laptop, WEB_SITE, "web.shop=10.96.1.1") as asking:
+        for _ in range(600):
+            asking.have_not_failed()
+    assert running.stop() == 0
+
+
 def test_without_any_nameserver_the_cluster_still_answers_and_others_are_told_why(
     laptop: Laptop, up: Callable[..., Up]
 ) -> None:

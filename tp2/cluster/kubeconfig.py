@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
+# Servers whose certificates are not checked, by context, that this process has warned of: once is enough.
+_warned: set[tuple[str, str]] = set()
+
 # Logins that could not be written down, by the refresh token that they took the place of and that the kubeconfig has.
 _unwritten: dict[str, oidc.Tokens] = {}
 
@@ -159,7 +162,8 @@ def _exists(path: Path) -> bool:
 
 def _from_files(paths: list[Path], context: str | None, *, all_must_exist: bool) -> Access:
     chosen = select(paths, context, all_must_exist=all_must_exist)
-    if chosen.cluster.get("insecure-skip-tls-verify"):
+    if chosen.cluster.get("insecure-skip-tls-verify") and (chosen.context, chosen.server) not in _warned:
+        _warned.add((chosen.context, chosen.server))
         logger.warning(
             "the kubeconfig says insecure-skip-tls-verify for context %r: whoever is on the way to %s can read and "
             "change everything, the credentials included",

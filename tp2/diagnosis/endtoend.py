@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from tp2.canary import DESTINATION, LABEL
+from tp2.canary import DESTINATION, SUFFIX
 from tp2.control import client
 from tp2.diagnosis.model import Finding, failed, not_applicable, ok
 from tp2.diagnosis.running import in_thread
@@ -38,7 +38,6 @@ class EndToEnd:
         nameservers: Callable[[], Sequence[str]],
     ) -> None:
         self._nameservers = nameservers
-        self._domain = settings.cluster_domain
         self._runtime = runtime
         self._status = status
 
@@ -68,7 +67,7 @@ class EndToEnd:
         asked = self._nameservers()
         if self._status is not None and asked and not set(asked) & set(self._status["dns"]["captured"]):
             return not_applicable("lookups", "tp2 captures another nameserver than this machine's programs ask")
-        name = f"x{secrets.token_hex(5)}.{LABEL}.{self._domain}."
+        name = f"x{secrets.token_hex(5)}{SUFFIX}."
         began = time.monotonic()
         try:
             async with asyncio.timeout(LOOKUP):
@@ -83,8 +82,7 @@ class EndToEnd:
         return failed(
             "this machine's programs do not get tp2's answers",
             f"a name that only tp2 knows was looked up through the system's resolver, which gave: {address}",
-            "see whom it asks: /etc/resolv.conf, the hosts line of /etc/nsswitch.conf, 'resolvectl status'; "
-            "or --cluster-domain, if tp2 was started with another one",
+            "see whom it asks: /etc/resolv.conf, the hosts line of /etc/nsswitch.conf, 'resolvectl status'",
         )
 
     async def rule(self) -> Finding:

@@ -19,9 +19,9 @@ from tp2.diagnosis.naming import NSSWITCH, RESOLV_CONF, hosts_services
 from tp2.diagnosis.running import in_thread
 from tp2.dns import resolvconf
 from tp2.dns.resolvconf import ResolvConf
-from tp2.rows import pair
 from tp2.runtime import RuntimeDirectory
 from tp2.settings import parse_target
+from tp2.terminal.rows import pair
 
 #: Seconds for a lookup, for a connection, and in which one that will be reset is reset.
 LOOKUP: Final = 4.0

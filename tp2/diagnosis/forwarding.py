@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from tp2 import limits
 from tp2.diagnosis.machine import Machine
 from tp2.diagnosis.model import Finding, failed, failed_by, not_applicable, ok, warning
 from tp2.diagnosis.running import in_thread
@@ -18,6 +17,7 @@ from tp2.errors import Tp2Error
 from tp2.forward.platforms import choose
 from tp2.runtime import RuntimeDirectory
 from tp2.settings import Settings
+from tp2.system import limits
 
 if TYPE_CHECKING:
     from tp2.forward.libnftables import Session

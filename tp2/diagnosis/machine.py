@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tp2 import interfaces
 from tp2.forward.routes import Route
+from tp2.system import interfaces
 
 #: Seconds that a program has for what takes it a moment.
 PROGRAM_TIMEOUT: Final = 3.0

@@ -11,11 +11,11 @@ import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
+from tp2.capture.targets import name_of
 from tp2.cluster.catalog import Catalog, Endpoint, Port, Service
 from tp2.dns.message import Rcode
 from tp2.dns.records import Type
 from tp2.dns.zone import Answer, ZoneConfig, resolve, resolve_expanded
-from tp2.targets import name_of
 from tp2.types import Destination
 
 #: The most destinations that are told of.

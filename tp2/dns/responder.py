@@ -46,6 +46,7 @@ from tp2.dns.message import (
     truncate,
 )
 from tp2.dns.names import BadName
+from tp2.dns.recent import Asked, Recent
 from tp2.dns.records import CLASS_IN, Record, Type, address_record
 from tp2.dns.servers import server_text
 from tp2.dns.upstream import Reply, Upstream, UpstreamError
@@ -110,12 +111,6 @@ class _Exchange:
         """The most octets that the reply may have."""
         return MAX_SIZE if self.tcp else min(self.query.udp_size, LARGEST_UDP_SIZE)
 
-    def log(self, who: str, why: str) -> None:
-        """The line per query of ``--verbose``."""
-        if logger.isEnabledFor(logging.DEBUG):
-            ms = (time.perf_counter() - self.started) * 1000
-            logger.debug("%s %s: %s: %s (%.1f ms)", self.query.name or ".", Type.text(self.query.type), who, why, ms)
-
 
 class Responder:
     """Answers requests. :class:`tp2.dns.server.DnsServer` explains the parameters."""
@@ -147,6 +142,7 @@ class Responder:
         self._turning_until = 0.0
         self._cache = AnswerCache(catalog, capture.renew, time.monotonic)
         self.counters = Counters()
+        self.recent = Recent()
 
     def set_config(self, config: ZoneConfig) -> None:
         """Look names up like this from now on."""
@@ -269,7 +265,7 @@ class Responder:
         repeatable = not exchange.expanded and not exchange.tcp and not exchange.query.options
         if repeatable and not logger.isEnabledFor(logging.DEBUG):
             self._cache.remember(exchange.data, reply, wanted, catalog)
-        exchange.log("cluster", answer.reason)
+        self._note(exchange, "cluster", answer.reason)
         return reply
 
     async def _capture_first(
@@ -314,7 +310,7 @@ class Responder:
             limit=exchange.limit,
         )
         self.counters.cluster_answers += 1
-        exchange.log("cluster and upstream", answer.reason)
+        self._note(exchange, "cluster and upstream", answer.reason)
         return whole
 
     def _forward(self, exchange: _Exchange) -> Deferred:
@@ -338,7 +334,7 @@ class Responder:
         if reply.failures:
             return self._pass_failure_on(exchange, reply)
         self.counters.forwarded += 1
-        exchange.log(f"upstream {server_text(reply.server)}", "not a name of the cluster")
+        self._note(exchange, f"upstream {server_text(reply.server)}", "not a name of the cluster")
         if len(reply.message) > exchange.limit:
             return truncate(exchange.query, reply.message)
         return reply.message
@@ -348,7 +344,7 @@ class Responder:
         query, code = exchange.query, code_to_explain(reply.message)
         if query.edns_version is None or query.opcode != OPCODE_QUERY or code is None:
             self.counters.failures += 1
-            exchange.log("failed", reply.failures)
+            self._note(exchange, "failed", reply.failures)
             return reply.message if len(reply.message) <= exchange.limit else truncate(query, reply.message)
         return self._fail(exchange, ExtendedError(code, reply.failures), Rcode(reply.message[3] & 15))
 
@@ -375,7 +371,7 @@ class Responder:
 
     def _refuse(self, exchange: _Exchange, why: str, rcode: Rcode = Rcode.REFUSED) -> bytes:
         self.counters.failures += 1
-        exchange.log("refused", why)
+        self._note(exchange, "refused", why)
         error = ExtendedError(Ede.NOT_SUPPORTED, why)
         return build_reply(exchange.query, rcode, error=error, limit=exchange.limit)
 
@@ -387,7 +383,7 @@ class Responder:
         answers: Sequence[Record] = (),
     ) -> bytes:
         self.counters.failures += 1
-        exchange.log("failed", error.text)
+        self._note(exchange, "failed", error.text)
         return build_reply(exchange.query, rcode, answers=answers, error=error, limit=exchange.limit)
 
     def _unforeseen(self, data: bytes, tcp: bool, error: Exception) -> bytes:
@@ -395,6 +391,13 @@ class Responder:
         name = type(error).__name__
         self._report(f"{exchange.query.name} {Type.text(exchange.query.type)}: {name}: {error}")
         return self._fail(exchange, ExtendedError(Ede.OTHER, f"tp2 failed: {name}"))
+
+    def _note(self, exchange: _Exchange, who: str, why: str) -> None:
+        """Remember it, and write the line per query of ``--verbose``."""
+        query, took = exchange.query, (time.perf_counter() - exchange.started) * 1000
+        self.recent.note(Asked(time.time(), query.name or ".", query.type, who, why, took))
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%s %s: %s: %s (%.1f ms)", query.name or ".", Type.text(query.type), who, why, took)
 
     def _report(self, words: str) -> None:
         """Tell the user of a failure once, not once per query."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from tp2.cluster.catalog import Catalog
 from tp2.dns.datagrams import Datagrams, Respond, serve_datagrams
+from tp2.dns.recent import Asked
 from tp2.dns.responder import Capture, Counters, Responder
 from tp2.dns.upstream import Upstream
 from tp2.dns.zone import ZoneConfig
@@ -85,6 +86,11 @@ class DnsServer:
         """What has been asked and answered so far."""
         return self._responder.counters
 
+    @property
+    def recent(self) -> list[Asked]:
+        """The last questions, the latest first, but for those that the cache answered."""
+        return self._responder.recent.latest()
+
     def set_config(self, config: ZoneConfig) -> None:
         """Look names up like this from now on: the search list or the context has changed."""
         self._responder.set_config(config)
@@ -146,7 +152,9 @@ class DnsServer:
             tasks = list(self._tasks)
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            # Not gather(): from Python 3.12 on it does not wait at all for tasks that are done already, and so those
+            # would never come to leave the set.
+            await asyncio.wait(tasks)
         for server in self._servers:
             await server.wait_closed()
         self._servers.clear()

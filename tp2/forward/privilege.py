@@ -15,6 +15,8 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +65,27 @@ def become(user: User) -> None:
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
     os.environ.update(merged(dict(os.environ), theirs, str(user.home), user.name))
+
+
+@contextmanager
+def acting_as(user: User) -> Iterator[None]:
+    """Open files as *user* would, for a while: root is given up, and taken back. Does nothing when already them.
+
+    No other thread may run meanwhile: it would be them too.
+    """
+    if os.geteuid() != 0 or user.uid == 0:
+        yield
+        return
+    groups, gid = os.getgroups(), os.getegid()
+    os.initgroups(user.name, user.gid)
+    os.setegid(user.gid)
+    os.seteuid(user.uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(gid)
+        os.setgroups(groups)
 
 
 def start_helper() -> tuple[subprocess.Popen[bytes], socket.socket]:

@@ -12,6 +12,7 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 
 from tp2.socks.opening import Opening
 from tp2.socks.reasons import ChannelRefused, Refusal
@@ -40,6 +41,20 @@ class Flow(Relay):
         self.refusal: ChannelRefused | None = None
 
 
+@dataclass(slots=True)
+class Carried:
+    """Connections so far, those included that got no channel, and the bytes of both directions."""
+
+    connections: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+    def add(self, relay: Relay) -> None:
+        """Count the bytes of *relay* as of now."""
+        self.bytes_sent += relay.bytes_sent
+        self.bytes_received += relay.bytes_received
+
+
 class Connector:
     """Carries connections through *tunnel*.
 
@@ -55,6 +70,22 @@ class Connector:
         self._closing = False
         self._all_gone = asyncio.Event()
         self._warned: dict[Refusal, float] = {}
+        # Of those that have ended.
+        self._ended = Carried()
+
+    def status(self) -> dict[str, object]:
+        """Return the ``connections`` part of ``tp2 status``."""
+        carried = Carried(self._ended.connections, self._ended.bytes_sent, self._ended.bytes_received)
+        flows = [flow for flow in self._flows if not _is_quiet(flow)]
+        for flow in flows:
+            carried.add(flow)
+        return {
+            "open": len(flows),
+            "total": carried.connections + len(flows),
+            "bytes_sent": carried.bytes_sent,
+            "bytes_received": carried.bytes_received,
+            "failed": {refusal.value: count for refusal, count in self.refused.items()},
+        }
 
     def use(self, tunnel: Tunnel) -> None:
         """Open channels through *tunnel* from now on; those that are open stay with the one they have."""
@@ -163,7 +194,7 @@ class Connector:
     ) -> None:
         if isinstance(relay, Flow):
             relay.refusal = refused
-        if not (isinstance(relay, Flow) and relay.quiet):
+        if not _is_quiet(relay):
             self._count(refused, host, port)
         relay.refuse(answer(refused))
 
@@ -182,6 +213,9 @@ class Connector:
 
     def _closed(self, flow: Relay, on_close: Callable[[], None] | None) -> None:
         work = self._flows.pop(flow, None)
+        if not _is_quiet(flow):
+            self._ended.connections += 1
+            self._ended.add(flow)
         if work:
             work.cancel()
         self._wake()
@@ -191,3 +225,7 @@ class Connector:
     def _wake(self) -> None:
         if not self._flows and not self._tasks:
             self._all_gone.set()
+
+
+def _is_quiet(relay: Relay) -> bool:
+    return isinstance(relay, Flow) and relay.quiet

@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from tests.integration.service.managers import Managers
-from tp2 import service
 from tp2.cli import cli
 from tp2.errors import ExitCode, PrivilegeError, Tp2Error
+from tp2.service import service
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root installs services")
 
@@ -54,7 +54,7 @@ def test_a_service_is_written_enabled_and_started(systemd: Managers) -> None:
     state = systemd.state
     assert state["enabled"]
     assert state["running"] == systemd.unit.read_text()
-    assert "tp2 up --remote=me@bastion" in state["running"]
+    assert "tp2 up --no-detach --remote=me@bastion" in state["running"]
     assert stat.S_IMODE(systemd.unit.stat().st_mode) == 0o644
 
 
@@ -219,6 +219,7 @@ def test_the_options_of_up_are_handed_on_wherever_they_were_given(
     )
     command = unit.partition("ExecStart=")[2].partition("\n")[0].partition(" up ")[2]
     assert command.split() == [
+        "--no-detach",
         f"--kubeconfig={tmp_path}/config",
         "--namespace=shop",
         "--namespace=blog",
