@@ -134,6 +134,12 @@ def cli() -> None:
     help="Where the endpoint is installed.",
 )
 @click.option(
+    "--socks-upstream",
+    metavar="HOST:PORT",
+    type=Parsed("proxy", settings.parse_proxy),
+    help="SOCKS5 proxy that leads into the cluster, such as a running 'ssh -D', in place of an SSH endpoint.",
+)
+@click.option(
     "--dial-timeout",
     metavar="DURATION",
     type=Parsed("duration", settings.parse_duration),
@@ -332,7 +338,7 @@ def down() -> None:
 cli.add_command(service_commands.group(up))
 
 #: The options of ``up`` that say which cluster, which endpoint and which resolvers.
-_WHERE = ("kubeconfig", "context", "namespaces", "dns", "cluster_domain", "exclude", "remote", "via")
+_WHERE = ("kubeconfig", "context", "namespaces", "dns", "cluster_domain", "exclude", "remote", "via", "socks_upstream")
 _WHO = ("endpoint_namespace", "identity", "host_key", "socks", "ports")
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import time
 from typing import Final
@@ -63,8 +64,8 @@ class SocksProxy:
                     # As far as the answer to the greeting; 0.0.0.0 is not asked for.
                     await _exchange(sock, Client("0.0.0.0", 1), greeting_only=True)  # noqa: S104 - nobody listens
         except (OSError, NotSocks) as error:
-            self._enter("closed", str(error))
-            why = f"nothing answered within {timeout:g} s" if isinstance(error, TimeoutError) else str(error)
+            why = f"nothing answered within {timeout:g} s" if isinstance(error, TimeoutError) else _words(error)
+            self._enter("closed", why)
             raise EndpointError(
                 f"cannot use the SOCKS proxy {self}", why, "start it, or see that --socks-upstream names it"
             ) from None
@@ -119,7 +120,7 @@ class SocksProxy:
             raise ChannelRefused(Refusal.TIMED_OUT, f"no answer within {OPEN_TIMEOUT:g} s") from None
         except OSError as error:
             sock.close()
-            raise ChannelRefused(Refusal.FAILED, error.strerror or str(error)) from None
+            raise ChannelRefused(Refusal.FAILED, _words(error)) from None
         except NotSocks as error:
             sock.close()
             self._last_error = f"{self}: {error}"
@@ -141,7 +142,7 @@ class SocksProxy:
             try:
                 sock = await self._connect()
             except OSError as error:
-                self._enter("reconnecting", error.strerror or str(error))
+                self._enter("reconnecting", _words(error))
                 if time.monotonic() + EAGER > deadline:
                     raise self._not_connected() from None
             else:
@@ -181,6 +182,13 @@ class SocksProxy:
             self._state, self._since = state, time.time()
             level = logging.WARNING if state == "reconnecting" else logging.DEBUG
             logger.log(level, "%s: %s%s", self, state, f" ({error})" if error else "")
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, socket.gaierror):
+        return f"its name does not resolve ({error.strerror})"
+    # Event loops put words of their own into strerror.
+    return os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else str(error)
 
 
 async def _exchange(sock: socket.socket, client: Client, *, greeting_only: bool = False) -> Reply:
