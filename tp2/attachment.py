@@ -18,6 +18,7 @@ from tp2.endpoint import InstalledEndpoint
 from tp2.errors import Tp2Error
 from tp2.settings import Settings
 from tp2.socks.dial import Way, direct
+from tp2.socks.proxy import SocksProxy
 from tp2.socks.tunnel import Endpoint, Tunnel
 from tp2.types import Destination
 
@@ -41,6 +42,13 @@ class Attachment:
         self.trouble = trouble
         self._installed: InstalledEndpoint | None = None
         self._following: asyncio.Task[None] | None = None
+        self.tunnel = self._way_in(settings)
+        self._api: frozenset[tuple[str, int]] = frozenset()
+
+    def _way_in(self, settings: Settings) -> Tunnel | SocksProxy:
+        if settings.socks_upstream is not None:
+            host, port, _ = settings.socks_upstream
+            return SocksProxy(host, port, dial_timeout=settings.dial_timeout)
         connect: Callable[[str, int], Awaitable[Way]] = direct
         if settings.remote is not None:
             endpoint = Endpoint(*settings.remote)
@@ -48,14 +56,13 @@ class Attachment:
             self._installed = installed = InstalledEndpoint(self.cluster, settings.endpoint_namespace, settings.via)
             endpoint = Endpoint(installed.host, installed.port, installed.user)
             connect = installed.connect
-        self.tunnel = Tunnel(
+        return Tunnel(
             endpoint,
             identity=settings.identity,
             host_key=settings.host_key,
             dial_timeout=settings.dial_timeout,
             connect=connect,
         )
-        self._api: frozenset[tuple[str, int]] = frozenset()
 
     async def start(self, report: Callable[[str, str], None] = lambda stage, outcome: None) -> None:
         """Connect to both, side by side.

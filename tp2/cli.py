@@ -135,6 +135,12 @@ def cli() -> None:
     help="Where the endpoint is installed.",
 )
 @click.option(
+    "--socks-upstream",
+    metavar="HOST:PORT",
+    type=Parsed("proxy", settings.parse_proxy),
+    help="SOCKS5 proxy that leads into the cluster, such as a running 'ssh -D', in place of an SSH endpoint.",
+)
+@click.option(
     "--dial-timeout",
     metavar="DURATION",
     type=Parsed("duration", settings.parse_duration),

@@ -57,7 +57,12 @@ class Parts:
         return zone_config(self.settings, self.resolvers, self.attachment.access.namespace)
 
     def behind_the_endpoint(self) -> list[Destination]:
-        """Return what the endpoint should be able to connect to: its own SSH port, and a service."""
+        """Return what the endpoint should be able to connect to: its own SSH port, and a service.
+
+        Of a proxy nothing is known: it may say of anything that it is connected.
+        """
+        if self.settings.socks_upstream is not None:
+            return []
         remote = self.settings.remote
         found = [Destination("127.0.0.1", remote.port if remote else InstalledEndpoint.port)]
         for service in self.attachment.cluster.catalog.services.values():

@@ -83,6 +83,7 @@ class Settings:
     remote: Remote | None = None
     via: Via = Via.AUTO
     endpoint_namespace: str = DEFAULT_ENDPOINT_NAMESPACE
+    socks_upstream: Remote | None = None
     dial_timeout: float = DEFAULT_DIAL_TIMEOUT
     identity: Path | None = None
     host_key: str | None = None
@@ -237,6 +238,17 @@ def parse_remote(text: str) -> Remote:
             f"{text!r} is no SSH endpoint", "the form is [USER@]HOST[:PORT]", "write it as in root@ssh.example.com:22"
         )
     return Remote(match["v6"] or match["host"], parse_port(match["port"] or "22"), match["user"])
+
+
+def parse_proxy(text: str) -> Remote:
+    """Return ``HOST:PORT`` of a SOCKS5 proxy; an IPv6 host goes in brackets.
+
+    :raises UsageError: *text* is nothing of the kind.
+    """
+    host, colon, port = text.removeprefix("socks5://").removeprefix("socks5h://").rpartition(":")
+    if not colon or not re.fullmatch(r"\[[0-9A-Fa-f:.%\w]+\]|[^@:/\s\[\]]+", host):
+        raise UsageError(f"{text!r} is no SOCKS5 proxy", "the form is HOST:PORT", "write it as in 127.0.0.1:1080")
+    return Remote(host.strip("[]"), parse_port(port))
 
 
 def parse_ports(text: str) -> range:

@@ -64,6 +64,18 @@ def _refuse_what_cannot_be(settings: Settings) -> None:
             "only Linux tells where a redirected connection was going",
             "use --mode portmap, which works everywhere",
         )
+    if settings.remote is not None and settings.socks_upstream is not None:
+        raise UsageError(
+            "--remote and --socks-upstream are two ways into the cluster",
+            "connections go through an SSH endpoint or through somebody's own proxy",
+            "leave one of the two out",
+        )
+    if settings.socks_upstream is not None and settings.socks_upstream[:2] == settings.socks:
+        raise UsageError(
+            f"{settings.socks} is tp2's own SOCKS5 proxy",
+            "--socks-upstream names somebody else's",
+            "let tp2 listen elsewhere: --socks 127.0.0.1:1081",
+        )
     if settings.remote is not None and settings.via is not Via.AUTO:
         raise UsageError(
             f"--via {settings.via} says nothing about {settings.remote}",

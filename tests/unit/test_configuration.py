@@ -107,6 +107,7 @@ def test_every_option_of_up_can_be_set_in_the_file(config: Config, environment: 
         "remote": "me@bastion:22",
         "via": "api",
         "endpoint-namespace": "elsewhere",
+        "socks-upstream": "bastion:1080",
         "dial-timeout": "5s",
         "identity": "/keys/id",
         "host-key": key,

@@ -200,3 +200,23 @@ def test_interfaces(text: str) -> None:
 def test_what_is_no_interface(text: str) -> None:
     with pytest.raises(UsageError):
         settings.parse_interface(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "proxy"),
+    [
+        ("127.0.0.1:1080", Remote("127.0.0.1", 1080)),
+        ("socks5://bastion.example:1081", Remote("bastion.example", 1081)),
+        ("[::1]:1080", Remote("::1", 1080)),
+    ],
+)
+def test_socks_proxies(text: str, proxy: Remote) -> None:
+    assert settings.parse_proxy(text) == proxy
+
+
+@pytest.mark.parametrize(
+    "text", ["127.0.0.1", "me@bastion:1080", "http://bastion:1080", "::1:1080", "bastion:0", ":1080"]
+)
+def test_what_is_no_socks_proxy_is_said_to_be_none(text: str) -> None:
+    with pytest.raises(UsageError):
+        settings.parse_proxy(text)

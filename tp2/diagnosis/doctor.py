@@ -135,6 +135,8 @@ def kubernetes_checks(kubernetes: Kubernetes) -> Sequence[Check]:
 
 def _remote(settings: Settings, remote: Remote) -> Sequence[Check]:
     there = Place.ENDPOINT
+    if settings.socks_upstream is not None:
+        return (Check("proxy", there, remote.proxy, within=HANDSHAKE + _ROOM),)
     last = Check("forwarding", there, remote.forwarding, ("handshake",), within=2 * OPENING + _ROOM)
     if settings.remote is not None:
         return (Check("handshake", there, remote.handshake, within=HANDSHAKE + _ROOM), last)

@@ -18,6 +18,7 @@ from tp2.diagnosis.model import Finding, failed, failed_by, ok
 from tp2.endpoint import InstalledEndpoint
 from tp2.errors import EndpointError, Tp2Error
 from tp2.settings import Settings
+from tp2.socks.proxy import SocksProxy
 from tp2.socks.reasons import ChannelRefused, Refusal
 from tp2.socks.tunnel import Endpoint, Tunnel
 
@@ -66,6 +67,14 @@ class Remote:
         balancers = "".join(f"; load balancer {each.host} port {each.port}" for each in found.load_balancers)
         return ok(f"{pods} ready, host key known{balancers}")
 
+    async def proxy(self) -> Finding:
+        """Whether it is there, and speaks SOCKS5."""
+        assert self._settings.socks_upstream is not None
+        host, port, _ = self._settings.socks_upstream
+        proxy = SocksProxy(host, port)
+        await proxy.start(HANDSHAKE)
+        return ok(f"{proxy} speaks SOCKS5")
+
     async def handshake(self) -> Finding:
         """Whether it is who it should be, and lets us in."""
         settings = self._settings
@@ -109,13 +118,17 @@ class Remote:
         return failed_by(not_allowed(prohibited))
 
 
-async def open_and_close(tunnel: Tunnel, host: str, port: int, within: float) -> None:
+async def open_and_close(tunnel: Tunnel | SocksProxy, host: str, port: int, within: float) -> None:
     """Have the endpoint connect to a destination, and hang up.
 
     :raises ChannelRefused: it cannot, with the reason.
     :raises TimeoutError: it does not say within so many seconds.
     """
     async with asyncio.timeout(within):
+        if isinstance(tunnel, SocksProxy):
+            sock, _ = await tunnel.dial(host, port)
+            sock.close()
+            return
         channel = await tunnel.open(asyncssh.SSHTCPSession, host, port)
     channel.abort()
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from tp2.canary import Canary
 from tp2.diagnosis.remote import open_and_close
+from tp2.socks.proxy import SocksProxy
 from tp2.socks.reasons import ChannelRefused
 from tp2.socks.tunnel import Tunnel
 from tp2.types import Destination
@@ -17,7 +18,7 @@ WITHIN: Final = 3.0
 
 
 async def tests(
-    canary: Canary | None, tunnel: Tunnel, destination: Destination | None
+    canary: Canary | None, tunnel: Tunnel | SocksProxy, destination: Destination | None
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Return how they went: the first has what ``tp2 status`` says of a test, and whether it is a new one.
 
@@ -34,7 +35,7 @@ async def _test(canary: Canary | None) -> dict[str, Any] | None:
     return {"fresh": fresh, **(flight.as_json() if flight else {"ok": True})}
 
 
-async def _connect(tunnel: Tunnel, destination: Destination | None) -> dict[str, Any] | None:
+async def _connect(tunnel: Tunnel | SocksProxy, destination: Destination | None) -> dict[str, Any] | None:
     if destination is None:
         return None
     began, why = time.monotonic(), None

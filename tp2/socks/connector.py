@@ -15,6 +15,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
 from tp2.socks.opening import Opening
+from tp2.socks.proxied import Proxied, socket_of
+from tp2.socks.proxy import SocksProxy
 from tp2.socks.reasons import ChannelRefused, Refusal
 from tp2.socks.relay import Relay, reset_on_close
 from tp2.socks.tunnel import Tunnel
@@ -49,23 +51,23 @@ class Carried:
     bytes_sent: int = 0
     bytes_received: int = 0
 
-    def add(self, relay: Relay) -> None:
-        """Count the bytes of *relay* as of now."""
-        self.bytes_sent += relay.bytes_sent
-        self.bytes_received += relay.bytes_received
+    def add(self, flow: Relay | Proxied) -> None:
+        """Count the bytes of *flow* as of now."""
+        self.bytes_sent += flow.bytes_sent
+        self.bytes_received += flow.bytes_received
 
 
 class Connector:
-    """Carries connections through *tunnel*.
+    """Carries connections through *tunnel*, or through the proxy that stands in its place.
 
     ``refused`` counts the connections whose channel could not be opened, by reason.
     """
 
-    def __init__(self, tunnel: Tunnel) -> None:
+    def __init__(self, tunnel: Tunnel | SocksProxy) -> None:
         self.refused: Counter[Refusal] = Counter()
         self._tunnel = tunnel
         # With what still works on a connection: it is cancelled when that ends.
-        self._flows: dict[Relay, asyncio.Task[None] | Opening] = {}
+        self._flows: dict[Relay | Proxied, asyncio.Task[None] | Opening] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self._all_gone = asyncio.Event()
@@ -87,26 +89,35 @@ class Connector:
             "failed": {refusal.value: count for refusal, count in self.refused.items()},
         }
 
-    def use(self, tunnel: Tunnel) -> None:
-        """Open channels through *tunnel* from now on; those that are open stay with the one they have."""
+    def use(self, tunnel: Tunnel | SocksProxy) -> None:
+        """Use *tunnel*, which is of the same kind, from now on; what is open stays with the one it has."""
         self._tunnel = tunnel
 
     def carry(
         self,
         sock: socket.socket,
         destination: Destination,
-        on_close: Callable[[Flow], None],
+        on_close: Callable[[Flow | Proxied], None],
         *,
         quiet: bool = False,
-    ) -> Flow:
+    ) -> Flow | Proxied:
         """Connect *sock*, an accepted TCP socket, to *destination*; returns at once and never raises.
 
         :param sock: connected and non-blocking; belongs to the flow from here on.
         :param on_close: called once, later, when *sock* is closed.
         :param quiet: neither count nor log that it gets no channel: whoever made it asks for its ``refusal``.
         """
-        flow = Flow(destination, lambda: self._closed(flow, lambda: on_close(flow)), quiet=quiet)
-        self._start(flow, self._accept(flow, sock, destination))
+        flow: Flow | Proxied
+
+        def closed() -> None:
+            self._closed(flow, lambda: on_close(flow))
+
+        if isinstance(self._tunnel, SocksProxy):
+            flow = Proxied(sock, closed, destination=destination, quiet=quiet)
+            self._start(flow, self._dial(self._tunnel, flow, destination.address, destination.port))
+        else:
+            flow = Flow(destination, closed, quiet=quiet)
+            self._start(flow, self._accept(flow, sock, destination))
         if self._closing:
             flow.abort()
         return flow
@@ -118,13 +129,16 @@ class Connector:
         host: str,
         port: int,
         answer: Callable[[ChannelRefused | None], bytes],
-    ) -> Relay:
+    ) -> None:
         """Connect a transport that some protocol has used so far to *host* and *port*.
 
         :param early: bytes read from the transport that belong to the destination.
         :param answer: gives what to tell the client, called once: with ``None`` when the channel is open, else with
             the reason why it is not, after which the transport is closed.
         """
+        if isinstance(self._tunnel, SocksProxy):
+            self._work(self._join_proxied(self._tunnel, transport, early, host, port, answer))
+            return
         relay = Relay(lambda: self._closed(relay, None), lambda: answer(None))
         transport.set_protocol(relay)
         relay.connection_made(transport)
@@ -133,7 +147,6 @@ class Connector:
         self._begin(relay, host, port, answer)
         if self._closing:
             relay.abort()
-        return relay
 
     async def close(self) -> None:
         """Reset all connections and return when they are gone; what is carried from now on is reset too."""
@@ -144,11 +157,49 @@ class Connector:
             self._all_gone.clear()
             await self._all_gone.wait()
 
-    def _start(self, flow: Relay, work: Coroutine[object, object, None]) -> None:
+    def _start(self, flow: Relay | Proxied, work: Coroutine[object, object, None]) -> None:
+        self._flows[flow] = self._work(work)
+
+    def _work(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
-        self._flows[flow] = task
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
+
+    async def _join_proxied(
+        self,
+        proxy: SocksProxy,
+        transport: asyncio.Transport,
+        early: bytes,
+        host: str,
+        port: int,
+        answer: Callable[[ChannelRefused | None], bytes],
+    ) -> None:
+        try:
+            client = await socket_of(transport)
+        except OSError as error:
+            logger.debug("a connection to %s was gone before it was carried: %s", host, error)
+            return
+        flow = Proxied(client, lambda: self._closed(flow, None))
+        self._start(flow, self._dial(proxy, flow, host, port, early, answer))
+        if self._closing:
+            flow.abort()
+
+    async def _dial(
+        self,
+        proxy: SocksProxy,
+        flow: Proxied,
+        host: str,
+        port: int,
+        early: bytes = b"",
+        answer: Callable[[ChannelRefused | None], bytes] = lambda _: b"",
+    ) -> None:
+        try:
+            server, said = await proxy.dial(host, port)
+        except ChannelRefused as refused:
+            self._refuse(flow, refused, host, port, answer)
+        else:
+            flow.join(server, early=early, welcome=answer(None), said=said)
 
     async def _accept(self, flow: Flow, sock: socket.socket, destination: Destination) -> None:
         try:
@@ -172,6 +223,7 @@ class Connector:
             else:
                 self._refuse(relay, refused, host, port, answer)
 
+        assert isinstance(self._tunnel, Tunnel)
         opening = self._tunnel.begin(relay, host, port, failed)
         if opening is None:
             failed(None)
@@ -179,6 +231,7 @@ class Connector:
             self._flows[relay] = opening
 
     async def _open(self, relay: Relay, host: str, port: int, answer: Callable[[ChannelRefused | None], bytes]) -> None:
+        assert isinstance(self._tunnel, Tunnel)
         try:
             await self._tunnel.open(relay.session, host, port)
         except ChannelRefused as refused:
@@ -186,13 +239,13 @@ class Connector:
 
     def _refuse(
         self,
-        relay: Relay,
+        relay: Relay | Proxied,
         refused: ChannelRefused,
         host: str,
         port: int,
         answer: Callable[[ChannelRefused | None], bytes],
     ) -> None:
-        if isinstance(relay, Flow):
+        if isinstance(relay, Flow | Proxied):
             relay.refusal = refused
         if not _is_quiet(relay):
             self._count(refused, host, port)
@@ -211,7 +264,7 @@ class Connector:
         self._tasks.discard(task)
         self._wake()
 
-    def _closed(self, flow: Relay, on_close: Callable[[], None] | None) -> None:
+    def _closed(self, flow: Relay | Proxied, on_close: Callable[[], None] | None) -> None:
         work = self._flows.pop(flow, None)
         if not _is_quiet(flow):
             self._ended.connections += 1
@@ -227,5 +280,5 @@ class Connector:
             self._all_gone.set()
 
 
-def _is_quiet(relay: Relay) -> bool:
-    return isinstance(relay, Flow) and relay.quiet
+def _is_quiet(flow: Relay | Proxied) -> bool:
+    return isinstance(flow, Flow | Proxied) and flow.quiet

@@ -7,12 +7,15 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 
 from tests.integration.socks.sshd import Sshd, reserve_port
 from tp2.socks.channel import Channel
 from tp2.socks.connector import Connector, Flow
+from tp2.socks.proxied import Proxied
+from tp2.socks.proxy import SocksProxy
 from tp2.socks.tunnel import Endpoint, Tunnel
 from tp2.types import Destination
 
@@ -75,8 +78,8 @@ class Portal:
     """A listener whose connections are carried to one destination, as a mapping's are."""
 
     def __init__(self, connector: Connector, destination: Destination) -> None:
-        self.flows: list[Flow] = []
-        self.closed: list[Flow] = []
+        self.flows: list[Any] = []
+        self.closed: list[Any] = []
         self._connector = connector
         self._destination = destination
         self._changed = asyncio.Event()
@@ -90,7 +93,7 @@ class Portal:
             self.flows.append(self._connector.carry(sock, self._destination, self._on_close))
             self._changed.set()
 
-    def _on_close(self, flow: Flow) -> None:
+    def _on_close(self, flow: Flow | Proxied) -> None:
         self.closed.append(flow)
         self._changed.set()
 
@@ -119,7 +122,7 @@ class Portal:
 
 
 @contextlib.asynccontextmanager
-async def portal(tunnel: Tunnel, destination: Destination) -> AsyncIterator[Portal]:
+async def portal(tunnel: Tunnel | SocksProxy, destination: Destination) -> AsyncIterator[Portal]:
     """A portal through *tunnel* to *destination*."""
     connector = Connector(tunnel)
     entrance = Portal(connector, destination)
