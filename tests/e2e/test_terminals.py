@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 
 import pytest
 
 from tests.e2e.conftest import Laptop
 from tests.e2e.terminal import HEIGHT, terminal
 from tests.e2e.test_ready import dropped
+from tp2.errors import ExitCode
 from tp2.sandbox.box import API_PORT, NODE, SITE, tp2_command
 
-pytestmark = [
-    pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed"),
-    pytest.mark.parametrize("colour", [True, False], ids=["colour", "NO_COLOR"]),
-    pytest.mark.parametrize("width", [80, 200]),
-]
+pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+
+
+def everywhere(test: Callable[..., None]) -> Callable[..., None]:
+    """Run *test* on a narrow terminal and a wide one, with colours and without."""
+    coloured = pytest.mark.parametrize("colour", [True, False], ids=["colour", "NO_COLOR"])
+    decorated: Callable[..., None] = coloured(pytest.mark.parametrize("width", [80, 200])(test))
+    return decorated
 
 
 def fits(screen: str, width: int) -> bool:
@@ -23,6 +28,7 @@ def fits(screen: str, width: int) -> bool:
     return len(lines) <= HEIGHT and all(len(line) <= width for line in lines)
 
 
+@everywhere
 def test_up_says_what_it_waits_for_and_then_what_is_done(laptop: Laptop, width: int, colour: bool) -> None:
     with (
         terminal(laptop, width, laptop.box.up_command(), colour=colour) as one,
@@ -38,6 +44,19 @@ def test_up_says_what_it_waits_for_and_then_what_is_done(laptop: Laptop, width: 
         assert one.ended() == 0
 
 
+def test_a_look_at_a_tp2_in_the_background_ends_with_it(laptop: Laptop) -> None:
+    with terminal(laptop, 80, laptop.box.up_command("--detach"), colour=True) as one:
+        assert one.ended() == 0
+        assert "waiting" not in one.shows("ready    in")
+    with terminal(laptop, 80, tp2_command("top"), colour=True) as one:
+        one.shows("tp2 ready", "q quit")
+        assert laptop.tp2("down").code == 0
+        assert one.ended() == ExitCode.NOT_RUNNING
+        # The screen is the one from before, with the reason below.
+        assert "q quit" not in one.shows("tp2 is not running")
+
+
+@everywhere
 def test_mappings_are_watched(connected: Laptop, width: int, colour: bool) -> None:
     connected.curl("http://web.shop/")
     with terminal(connected, width, tp2_command("mappings", "--watch", "--sort", "rate"), colour=colour) as one:
@@ -56,6 +75,7 @@ def test_mappings_are_watched(connected: Laptop, width: int, colour: bool) -> No
         assert one.ended() == 0
 
 
+@everywhere
 def test_top_shows_all_at_a_glance_and_answers_to_keys(connected: Laptop, width: int, colour: bool) -> None:
     for name in ("web.shop", "web.blog"):
         connected.curl(f"http://{name}/")
