@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
@@ -28,19 +30,28 @@ _BOTH: Final = {"cluster", "tunnel"}
 
 
 class Progress:
-    """The line; leaving ends it. It is never there while sudo may ask for a password on the terminal."""
+    """The line; leaving ends it. It is never there while somebody else may ask something on the terminal: sudo is done
+    before it starts, and for the rest there is :func:`paused`."""
 
     def __init__(self) -> None:
         self._status: Status | None = None
         self._done: set[str] = set()
+        self._last = ""
 
     def __enter__(self) -> Progress:
+        _shown.append(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        _shown.remove(self)
         self.stop()
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing more to wait for."""
+        return self._last == "ready"
 
     def start(self) -> None:
         """Show the line, if there is a terminal to show it on."""
@@ -52,13 +63,14 @@ class Progress:
         console = Console()
         if console.is_dumb_terminal:
             return
-        self._status = console.status(_words(self._done, ""), spinner="dots")
+        self._status = console.status(_words(self._done, self._last), spinner="dots")
         self._status.start()
         _log_above()
 
     def done(self, stage: str, line: str) -> None:
         """Print the *line* of a stage that is done, and wait for what comes after; nothing comes after ``ready``."""
         self._done.add(stage)
+        self._last = stage
         if stage == "ready":
             self.stop()
         if self._status is None:
@@ -68,12 +80,30 @@ class Progress:
         self._status.console.print(line, markup=False, highlight=False, soft_wrap=True)
         self._status.update(_words(self._done, stage))
 
-    def stop(self) -> None:
-        """Take the line away."""
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
-            _log_above()
+    def stop(self) -> bool:
+        """Take the line away. Whether there was one."""
+        if self._status is None:
+            return False
+        self._status.stop()
+        self._status = None
+        _log_above()
+        return True
+
+
+#: Those that have been entered.
+_shown: Final[list[Progress]] = []
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Leave the terminal to somebody who may ask something on it; what they write is not drawn over."""
+    stopped = [progress for progress in _shown if progress.stop()]
+    try:
+        yield
+    finally:
+        for progress in stopped:
+            if progress in _shown and not progress.finished:
+                progress.start()
 
 
 def _words(done: set[str], last: str) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+import yaml
 
 from tests.e2e.conftest import Laptop
 from tests.e2e.terminal import HEIGHT, terminal
@@ -14,6 +17,15 @@ from tp2.errors import ExitCode
 from tp2.sandbox.box import API_PORT, NODE, SITE, tp2_command
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+
+
+PLUGIN = """\
+#!/bin/sh
+printf 'Password: ' >/dev/tty
+read -r answer </dev/tty
+[ "$answer" = secret ] || exit 1
+printf '{{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{{"token":"%s"}}}}' "{token}"
+"""
 
 
 def everywhere(test: Callable[..., None]) -> Callable[..., None]:
@@ -40,6 +52,32 @@ def test_up_says_what_it_waits_for_and_then_what_is_done(laptop: Laptop, width: 
         laptop.host.shell("nft flush table inet firewall")
         seen = one.shows("cluster  ", "ready    in")
         assert "waiting" not in seen
+        one.press("C-c")
+        assert one.ended() == 0
+
+
+def test_a_plugin_that_asks_for_a_password_is_not_drawn_over(laptop: Laptop) -> None:
+    box = laptop.box
+    content: dict[str, Any] = yaml.safe_load(box.kubeconfig.read_text())
+    token = content["users"][0]["user"]["token"]
+    plugin = box.directory / "asks"
+    plugin.write_text(PLUGIN.format(token=token))
+    plugin.chmod(0o755)
+    content["users"][0]["user"] = {
+        "exec": {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": str(plugin),
+            "interactiveMode": "Always",
+        }
+    }
+    kubeconfig = box.directory / "asking"
+    kubeconfig.write_text(json.dumps(content))
+    with terminal(laptop, 80, box.up_command("--kubeconfig", str(kubeconfig)), colour=True) as one:
+        # The tunnel comes up meanwhile.
+        one.shows("Password:", "tunnel ")
+        assert "waiting" not in one.screen
+        one.press("secret", "Enter")
+        one.shows("Password:", "ready    in")
         one.press("C-c")
         assert one.ended() == 0
 
