@@ -57,30 +57,39 @@ def run(effort: Effort, say: Callable[[str], None], ways: Mapping[str, Start] = 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with ExitStack() as stack:
-        contenders = []
-        for name, start in ways.items():
-            say(f"starting {name}")
-            contenders.append(start(name, stack.enter_context(Site())))
-        figures = [_memory("memory, idle", effort, contenders, 0)]
-        say("transfers")
-        figures += _transfers(effort, contenders)
-        say("requests")
-        figures += _requests(effort, contenders)
-        say("the first byte")
-        figures += _first_byte(effort, contenders)
-        say("small requests and lookups beside a transfer")
-        figures += _beside_a_transfer(effort, contenders)
-        say(f"{effort.held:,} open connections")
-        figures.append(_memory(f"memory at {effort.held:,} open connections", effort, contenders, effort.held))
+        sites = {name: stack.enter_context(Site()) for name in ways}
+        figures = _near(effort, say, _start(say, ways, sites))
         for milliseconds in effort.delays:
             say(f"a link of {milliseconds} ms")
-            for way in contenders:
-                way.site.delay(milliseconds)
-            figures += _far(effort, contenders, milliseconds)
-            for way in contenders:
-                way.site.delay(0)
-        for way in contenders:
-            way.stop()
+            for site in sites.values():
+                site.delay(milliseconds)
+            # Anew: what TCP knows of a connection must not be of another link.
+            figures += _far(effort, say, _start(say, ways, sites), milliseconds)
+    return figures
+
+
+def _start(say: Callable[[str], None], ways: Mapping[str, Start], sites: Mapping[str, Site]) -> list[Way]:
+    contenders = []
+    for name, start in ways.items():
+        say(f"starting {name}")
+        contenders.append(start(name, sites[name]))
+    return contenders
+
+
+def _near(effort: Effort, say: Callable[[str], None], contenders: Sequence[Way]) -> list[Figure]:
+    figures = [_memory("memory, idle", effort, contenders, 0)]
+    say("transfers")
+    figures += _transfers(effort, contenders)
+    say("requests")
+    figures += _requests(effort, contenders)
+    say("the first byte")
+    figures += _first_byte(effort, contenders)
+    say("small requests and lookups beside a transfer")
+    figures += _beside_a_transfer(effort, contenders)
+    say(f"{effort.held:,} open connections")
+    figures.append(_memory(f"memory at {effort.held:,} open connections", effort, contenders, effort.held))
+    for way in contenders:
+        way.stop()
     return figures
 
 
@@ -133,14 +142,19 @@ def _beside_a_transfer(effort: Effort, contenders: Sequence[Way]) -> list[Figure
     return figures
 
 
-def _far(effort: Effort, contenders: Sequence[Way], milliseconds: int) -> list[Figure]:
+def _far(effort: Effort, say: Callable[[str], None], contenders: Sequence[Way], milliseconds: int) -> list[Figure]:
     # A transfer needs many round trips to find its speed.
     warm = effort.warm + 25 * milliseconds / 1000
     figures = []
+    say("transfers")
     for where, down in (("up", False), ("down", True)):
         found = _each(effort, contenders, partial(loads.bulk, seconds=effort.seconds, down=down, warm=warm))
         figures.append(Figure(f"bulk {where} at {milliseconds} ms", "Gbit/s", _rates(found), _BESIDE))
-    return figures + _first_byte(effort, contenders, f" at {milliseconds} ms")
+    say("the first byte")
+    figures += _first_byte(effort, contenders, f" at {milliseconds} ms")
+    for way in contenders:
+        way.stop()
+    return figures
 
 
 def _memory(name: str, effort: Effort, contenders: Sequence[Way], connections: int) -> Figure:

@@ -140,6 +140,11 @@ class Redsocks(Way):
         laptop.wait_listening("127.0.0.1", self.PORT)
         laptop.run(*("nft", "-f", "-"), stdin=_REDIRECT.format(services=SERVICES, port=self.PORT))
 
+    def stop(self) -> None:
+        """End both of them."""
+        self.site.box.laptop.run("nft", "delete", "table", "ip", "redsocks")
+        super().stop()
+
 
 class Sshuttle(Way):
     """sshuttle with its nft method, and its DNS."""

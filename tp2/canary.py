@@ -1,7 +1,7 @@
 """Whether it works, found out as any program would: a name looked up and a connection made, watched from inside.
 
-A flight has two legs. The system's own resolver is asked for a name that nobody has asked for before, below
-``tp2-canary`` of the cluster's domain; tp2's DNS server must hear of it, and its answer must come back. Then a
+A flight has two legs. The system's own resolver is asked for a name that nobody has asked for before, with the last
+label ``tp2-canary``; tp2's DNS server must hear of it, and its answer must come back. Then a
 connection is made to the address in that answer. It belongs to no service; a rule leads it to a listener here, the
 connector takes it through the tunnel, and the endpoint connects it to its own SSH port. That the endpoint answered, if
 only that nothing listens there, shows the way there and back. An endpoint may be restricted to certain destinations, so
@@ -42,7 +42,9 @@ logger = logging.getLogger(__name__)
 #: Where the connection goes, as far as programs can tell: an address for benchmarks, which no network has (RFC 2544).
 DESTINATION: Final = Destination("198.19.84.80", 22)
 
-LABEL: Final = "tp2-canary"
+#: What its names end in. Not the cluster's domain: some resolvers keep ``.local`` to themselves, whom tp2's short names
+#: reach all the same.
+SUFFIX: Final = ".tp2-canary"
 
 #: Seconds for each leg. Resolvers ask a second time after five.
 LEG: Final = 7.0
@@ -106,7 +108,6 @@ class Flight:
 class Canary:
     """Makes flights.
 
-    :param domain: the cluster's.
     :param behind: gives the destinations to ask the endpoint for, its own SSH port first.
     :param nameserver: says whom to ask, where that is not whom this machine's programs ask; None where it is.
     """
@@ -115,7 +116,6 @@ class Canary:
         self,
         forwarder: Forwarder,
         carrier: Carrier,
-        domain: str,
         behind: Callable[[], Sequence[Destination]],
         nameserver: Callable[[], str | None] = lambda: None,
     ) -> None:
@@ -123,17 +123,17 @@ class Canary:
         self._forwarder = forwarder
         self._carrier = carrier
         self._nameserver = nameserver
-        self._suffix = f".{LABEL}.{domain}"
         self._behind = behind
         self._heard: dict[str, asyncio.Event] = {}
         self._listener: socket.socket | None = None
         self._wanted = asyncio.Event()
+        self._flown = asyncio.Event()
 
     def hear(self, name: str) -> str | None:
         """Return the address of a canary's *name*; None for any other name. It has been heard then."""
         # Some resolvers write a name's letters in either case, to make answers harder to forge.
         name = name.lower()
-        if not name.endswith(self._suffix):
+        if not name.endswith(SUFFIX):
             return None
         if event := self._heard.get(name):
             event.set()
@@ -142,6 +142,22 @@ class Canary:
     def want(self) -> None:
         """Something has changed: fly soon."""
         self._wanted.set()
+
+    async def soon(self, within: float) -> tuple[Flight | None, bool]:
+        """Return how a flight that began after this call went, and True; or, after so many seconds, the last and False.
+
+        :param within: seconds to wait for it.
+        """
+        asked = time.time()
+        try:
+            async with asyncio.timeout(within):
+                while self.last is None or self.last.at < asked:
+                    self._flown.clear()
+                    self.want()
+                    await self._flown.wait()
+        except TimeoutError:
+            return self.last, False
+        return self.last, True
 
     async def start(self) -> None:
         """Listen, and set the rule that leads there.
@@ -190,10 +206,11 @@ class Canary:
         except _Failed as failed:
             step, failure = failed.step, failed.error
         self.last = Flight(at, time.monotonic() - began, step, failure)
+        self._flown.set()
         return self.last
 
     async def _look_up(self) -> None:
-        name = f"{secrets.token_hex(6)}{self._suffix}"
+        name = f"{secrets.token_hex(6)}{SUFFIX}"
         heard = self._heard[name] = asyncio.Event()
         try:
             async with asyncio.timeout(LEG):
@@ -216,7 +233,7 @@ class Canary:
         if refused is None or refused.refusal in _FROM_THE_ENDPOINT:
             return
         if refused.refusal is Refusal.PROHIBITED:
-            raise _Failed("endpoint", _not_allowed(refused))
+            raise _Failed("endpoint", not_allowed(refused))
         raise _Failed("tunnel", _no_channel(refused))
 
     async def _connect(self, destination: Destination) -> ChannelRefused | None:
@@ -331,7 +348,8 @@ def _no_channel(refused: ChannelRefused) -> EndpointError:
     return EndpointError("connections do not get into the cluster", str(refused), "see `tp2 status` for the tunnel")
 
 
-def _not_allowed(refused: ChannelRefused) -> EndpointError:
+def not_allowed(refused: ChannelRefused) -> EndpointError:
+    """Return what it means that the endpoint refuses to connect to anything."""
     return EndpointError(
         "the SSH endpoint does not allow TCP forwarding",
         f"it refused each destination that it was asked for: {refused.detail}",

@@ -15,11 +15,13 @@ from typing import Any, NoReturn
 
 import click
 
-from tp2 import __version__, completion, configuration, service_commands, settings
+from tp2 import __version__, configuration, settings
 from tp2.control import client
 from tp2.errors import ExitCode, Tp2Error
 from tp2.runtime import RuntimeDirectory, default_directory
+from tp2.service import commands as service_commands
 from tp2.settings import Mode, Settings, Via
+from tp2.terminal import completion
 
 
 class Parsed(click.ParamType[Any]):
@@ -39,7 +41,7 @@ class Parsed(click.ParamType[Any]):
             self.fail(f"{error.what}: {error.why}; {error.remedy}.", param, ctx)
 
 
-#: What ``tp2 mappings`` can be sorted by; the functions are in :mod:`tp2.rows`, which a ``--help`` need not import.
+#: What ``tp2 mappings`` can be sorted by. The functions are in :mod:`tp2.terminal.rows`, not needed for ``--help``.
 SORT_KEYS = ("name", "address", "state", "open", "total", "sent", "received", "rate", "used")
 
 EXISTING_FILE = click.Path(path_type=Path, dir_okay=False)
@@ -219,7 +221,7 @@ def config(ctx: click.Context, /, as_json: bool, **_: Any) -> None:
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
-    from tp2 import screen
+    from tp2.terminal import screen
 
     screen.configuration(answer)
 
@@ -228,7 +230,7 @@ config.params += up.params
 
 
 @cli.command()
-@click.argument("words", metavar="[FILTER]...", nargs=-1)
+@click.argument("words", metavar="[FILTER]...", nargs=-1, shell_complete=completion.mappings)
 @click.option("--watch", "-w", is_flag=True, help="Go on showing them, with rates, until Ctrl-C.")
 @click.option(
     "--sort",
@@ -243,7 +245,7 @@ def mappings(words: tuple[str, ...], watch: bool, sort: str, as_json: bool) -> N
 
     FILTER is a part of a name, of an address with its port, or a state; each of several has to be there.
     """
-    from tp2 import live
+    from tp2.terminal import live
 
     live.mappings(_runtime(), words=words, sort=sort, watch=watch, as_json=as_json)
 
@@ -256,13 +258,18 @@ def top(words: tuple[str, ...], sort: str) -> None:
 
     Off a terminal it is printed once. The keys are on the screen's last line.
     """
-    from tp2 import top as work
+    from tp2.terminal import top as work
 
     work.top(_runtime(), sort=sort, words=words)
 
 
 @cli.command("map")
-@click.argument("target", metavar="IP:PORT|NAME[:PORT]", type=Parsed("target", settings.check_target))
+@click.argument(
+    "target",
+    metavar="IP:PORT|NAME[:PORT]",
+    type=Parsed("target", settings.check_target),
+    shell_complete=completion.mappings,
+)
 @click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
 def map_(target: str, as_json: bool) -> None:
     """Map a destination without a lookup, and keep it mapped until 'tp2 unmap'."""
@@ -270,13 +277,18 @@ def map_(target: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
-    from tp2 import screen
+    from tp2.terminal import screen
 
     screen.mappings(answer)
 
 
 @cli.command()
-@click.argument("target", metavar="IP:PORT|NAME[:PORT]", type=Parsed("target", settings.check_target))
+@click.argument(
+    "target",
+    metavar="IP:PORT|NAME[:PORT]",
+    type=Parsed("target", settings.check_target),
+    shell_complete=completion.mappings,
+)
 @click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
 def unmap(target: str, as_json: bool) -> None:
     """Let go of a mapping: at once if nobody uses it, else when that ends."""
@@ -287,7 +299,7 @@ def unmap(target: str, as_json: bool) -> None:
     for gone in answer["gone"]:
         click.echo(f"{gone} is not mapped any more")
     if answer["mappings"]:
-        from tp2 import screen
+        from tp2.terminal import screen
 
         click.echo("still in use, and gone when that ends:")
         screen.mappings(answer)
@@ -307,7 +319,7 @@ def status(as_json: bool, wait: float | None) -> None:
     if as_json:
         click.echo(json.dumps(answer, indent=2))
     else:
-        from tp2 import screen
+        from tp2.terminal import screen
 
         screen.status(answer)
     if answer["state"] != "ready":
@@ -319,7 +331,7 @@ def status(as_json: bool, wait: float | None) -> None:
 @click.option("--tail", "-n", "last", metavar="LINES", type=click.IntRange(min=0), help="Begin so many lines before.")
 def logs(follow: bool, last: int | None) -> None:
     """Show the log of a tp2 in the background, or what the last one has left if it failed."""
-    from tp2 import logs as work
+    from tp2.terminal import logs as work
 
     work.show(_runtime(), follow=follow, last=last)
 
@@ -331,6 +343,63 @@ def down() -> None:
 
 
 cli.add_command(service_commands.group(up))
+
+#: The options of ``up`` that say which cluster, which endpoint and which resolvers.
+_WHERE = ("kubeconfig", "context", "namespaces", "dns", "cluster_domain", "exclude", "remote", "via")
+_WHO = ("endpoint_namespace", "identity", "host_key", "socks", "ports")
+
+
+def _options_of_up(*names: str) -> Callable[[click.Command], click.Command]:
+    """Add options of ``up`` to a command, so that they mean the same for both."""
+
+    def add(command: click.Command) -> click.Command:
+        command.params[:0] = [option for option in up.params if option.name in names]
+        return command
+
+    return add
+
+
+@_options_of_up(*_WHERE, *_WHO)
+@cli.command(context_settings={"auto_envvar_prefix": "TP2"})
+@click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
+def doctor(as_json: bool, **options: Any) -> None:
+    """Find out what is wrong, before or while tp2 is up, and what to mend first.
+
+    Takes the options of 'up' that say where things are. The exit code is 0 if nothing failed, else 1.
+    """
+    from tp2.diagnosis import doctor as room
+
+    report = room.examine(Settings(**{**options, "via": Via(options["via"])}), _runtime())
+    if as_json:
+        click.echo(json.dumps(report.as_json(), indent=2))
+    else:
+        from tp2.diagnosis import show
+
+        show.report(report)
+    if not report.well:
+        raise SystemExit(int(ExitCode.FAILURE))
+
+
+@cli.command()
+@click.argument("target", metavar="NAME[:PORT]|IP:PORT", type=Parsed("target", settings.check_target))
+@click.option("--connect", is_flag=True, help="Make a connection in the end.")
+@click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
+def explain(target: str, connect: bool, as_json: bool) -> None:
+    """Follow a name through everything as it would go now, and show where it breaks.
+
+    The exit code is 0 if it does not break, else 1.
+    """
+    from tp2.diagnosis import explain as room
+
+    report = room.explain(target, _runtime(), connect=connect)
+    if as_json:
+        click.echo(json.dumps(room.as_json(target, report), indent=2))
+    else:
+        from tp2.diagnosis import show
+
+        show.steps(report, room.conclusion(target, report))
+    if not report.well:
+        raise SystemExit(int(ExitCode.FAILURE))
 
 
 def _cluster_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -15,17 +15,16 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
-from tp2 import environment, following, notify, resolvers
+from tp2 import following, resolvers
 from tp2.attachment import Attachment, first_cause
 from tp2.canary import Canary
-from tp2.capture import Capture
+from tp2.capture.capture import Capture
 from tp2.cluster import kubeconfig
 from tp2.cluster.kubeconfig import Access
 from tp2.control.server import ControlServer
 from tp2.dns.server import DnsServer
 from tp2.dns.upstream import Upstream
 from tp2.errors import ExitCode, ForwarderError, Tp2Error
-from tp2.eventloop import DescriptorLost, new_event_loop
 from tp2.forward.client import Helper, HelperForwarder
 from tp2.parts import Parts, zone_config
 from tp2.resolvers import Resolvers
@@ -34,6 +33,8 @@ from tp2.settings import Settings
 from tp2.socks.auth import read_credentials
 from tp2.socks.connector import Connector
 from tp2.socks.server import SocksServer
+from tp2.system import environment, notify
+from tp2.system.eventloop import DescriptorLost, new_event_loop
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +138,6 @@ class Daemon:
         canary = Canary(
             forwarder,
             connector,
-            settings.cluster_domain,
             lambda: parts.behind_the_endpoint(),
             lambda: None if parts.resolvers.systems else parts.resolvers.captured[0],
         )
@@ -217,6 +217,8 @@ class Daemon:
             except ForwarderError as error:
                 # What was captured still is; if the helper is gone, its watcher says so.
                 logger.warning("%s. %s", error, error.remedy)
+            # A VPN may have come, and with it a name for the API server.
+            self._disturbed(parts, "the nameservers changed")
 
         await resolvers.follow(self._settings, self._resolvers, apply)
 

@@ -9,7 +9,7 @@ credentials                     a new login; everything else stays. Where the fi
                                 way, perhaps with what was wrong, it is begun again
 the context's namespace         short names mean something else
 nothing that matters            nothing
-the file is broken or gone      a warning, once; the last good one stays
+the file is broken or gone      a warning, once, unless it is whole a moment later; the last good one stays
 =============================== ===========================================================================
 """
 
@@ -21,13 +21,17 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 from tp2.backoff import Backoff
 from tp2.cluster.kubeconfig import Access
 from tp2.errors import ClusterError, Tp2Error
-from tp2.filewatch import watching
+from tp2.system.filewatch import watching
 
 logger = logging.getLogger(__name__)
+
+#: Seconds in which a file that is broken may become whole: kubectl empties it before it writes it anew.
+SETTLING: Final = 0.2
 
 
 async def follow(
@@ -58,6 +62,8 @@ async def follow(
                 try:
                     access = load()
                 except ClusterError as error:
+                    if await _is_set_within(changed, SETTLING):
+                        continue
                     if str(error) != complaint:
                         complaint = str(error)
                         logger.warning("%s; the kubeconfig as it was stays in use. %s", error, error.remedy)
@@ -100,6 +106,13 @@ async def _attach(attach: Callable[[Access], Awaitable[None]], access: Access) -
             logger.info("context %s is connected", access.context)
             return
         await asyncio.sleep(backoff.failed(time.monotonic()))
+
+
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    return False
 
 
 async def _cancelled(task: asyncio.Task[None] | None) -> None:

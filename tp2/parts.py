@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Set
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from tp2.attachment import Attachment
 from tp2.canary import Canary
-from tp2.capture import Capture
+from tp2.capture.capture import Capture
+from tp2.capture.targets import targets
 from tp2.control.server import Answer
+from tp2.diagnosis import trial, way
 from tp2.dns.records import Type
 from tp2.dns.server import DnsServer
 from tp2.dns.upstream import Upstream
@@ -22,11 +24,13 @@ from tp2.endpoint import InstalledEndpoint
 from tp2.errors import UsageError
 from tp2.forward.client import HelperForwarder
 from tp2.resolvers import Resolvers
-from tp2.settings import Settings, SocketAddress
+from tp2.settings import Settings, SocketAddress, parse_target
 from tp2.socks.connector import Connector
 from tp2.socks.server import SocksServer
-from tp2.targets import targets
 from tp2.types import Destination, Wanted
+
+#: Seconds for which whoever asks for a test waits for one that begins then.
+CANARY_PATIENCE: Final = 4.0
 
 
 @dataclass(slots=True)
@@ -84,6 +88,10 @@ class Parts:
         def namespaces() -> dict[str, Any]:
             return {"namespaces": sorted(self.attachment.cluster.catalog.namespaces)}
 
+        async def canary() -> dict[str, Any]:
+            flight, fresh = await self.canary.soon(CANARY_PATIENCE)
+            return {"canary": flight.as_json() if flight else None, "fresh": fresh}
+
         def recent() -> dict[str, Any]:
             rows = [asked.as_json() for asked in self.dns.recent]
             return {"recent": [{**row, "at": timestamp(row["at"])} for row in rows]}
@@ -93,6 +101,7 @@ class Parts:
             "mappings": self.mappings,
             "recent": recent,
             "namespaces": namespaces,
+            "canary": canary,
             "down": down,
         }
 
@@ -120,7 +129,39 @@ class Parts:
             gone = sorted(str(destination) for destination in meant - {there(row) for row in left["mappings"]})
             return {"gone": gone, **left}
 
-        return {"map": pin, "unmap": unpin}
+        return {"map": pin, "unmap": unpin, "explain": self._explain}
+
+    async def _explain(self, question: dict[str, Any]) -> dict[str, Any]:
+        """Say what would happen now to the names and the destination of a question.
+
+        ``names`` are those that a resolver asks for, in its order; with ``test``, the way is tried, and with
+        ``connect``, the endpoint connects to the first destination.
+        """
+        host, port = parse_target(str(question.get("target")))
+        config, catalog = self.zone_config(), self.attachment.cluster.catalog
+        asked = question.get("names")
+        names = [way.of_name(str(name).lower(), catalog, config) for name in (asked if isinstance(asked, list) else ())]
+        wanted = way.destinations(host, port, names, catalog, config)
+        rows = {row_of: row for row in self.capture.way.snapshot() if (row_of := there(row)) in wanted}
+        captured = _Captured(self.capture, rows)
+        attachment = self.attachment.status()
+        canary, channel = await trial.tests(
+            self.canary if question.get("test") is True else None,
+            self.attachment.tunnel,
+            wanted[0] if wanted and question.get("connect") is True else None,
+        )
+        return {
+            "mode": str(self.settings.mode),
+            "captured": list(self.resolvers.captured),
+            "upstream": [str(address) for address in self.resolvers.fallback],
+            "cluster": {key: attachment["cluster"][key] for key in ("context", "synced", "last_error")},
+            "tunnel": {key: attachment["tunnel"][key] for key in ("state", "remote", "through", "last_error")},
+            "names": names,
+            "near": way.near(host, catalog, config),
+            "destinations": [way.of_destination(each, catalog, captured) for each in wanted],
+            "canary": canary,
+            "channel": channel,
+        }
 
     def _targets(self, question: dict[str, Any]) -> list[Wanted]:
         return targets(str(question.get("target")), self.attachment.cluster.catalog, self.zone_config())
@@ -176,6 +217,26 @@ class Parts:
 
     def _dns_address(self) -> str:
         return f"127.0.0.1:{self.dns.port}"
+
+
+class _Captured:
+    """See :class:`tp2.diagnosis.way.Captured`."""
+
+    def __init__(self, capture: Capture, rows: dict[Destination, dict[str, Any]]) -> None:
+        self._capture = capture
+        self._rows = rows
+
+    def mapping(self, destination: Destination) -> dict[str, Any] | None:
+        """Return its row."""
+        return self._rows.get(destination)
+
+    def has(self, address: str) -> bool:
+        """Whether the forwarder has *address*."""
+        return address in self._capture.addresses
+
+    def left_alone(self, destination: Destination) -> str | None:
+        """Return why it is not captured."""
+        return self._capture.why_spared(destination)
 
 
 def there(row: dict[str, Any]) -> Destination:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -22,8 +22,8 @@ from typing import Final
 from tp2.dns import resolvconf
 from tp2.dns.resolvconf import ResolvConf
 from tp2.errors import Tp2Error
-from tp2.filewatch import watching
 from tp2.settings import Settings, SocketAddress
+from tp2.system.filewatch import watching
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +83,13 @@ def discover(settings: Settings, path: Path = RESOLV_CONF, uplinks: Path = UPLIN
         asked = tuple(dict.fromkeys([*(address for address in nameservers if address not in STUBS), *behind])) or asked
         nameservers = (*nameservers, *behind)
     # A scope (fe80::1%eth0) says which link to use; rules match the address alone.
-    captured = tuple(dict.fromkeys(address.partition("%")[0] for address in nameservers))
+    captured = _unscoped(nameservers)
     fallback = settings.fallback or tuple(SocketAddress(address, DNS_PORT) for address in asked)
-    return Resolvers(captured, fallback, conf.search, bool(set(captured) & set(conf.nameservers)))
+    return Resolvers(captured, fallback, conf.search, not set(captured).isdisjoint(_unscoped(conf.nameservers)))
+
+
+def _unscoped(addresses: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(address.partition("%")[0] for address in addresses))
 
 
 async def follow(

@@ -16,13 +16,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from tp2 import limits, notify
 from tp2.errors import UsageError
 from tp2.forward.client import StartingHelper
 from tp2.forward.privilege import become, calling_user
-from tp2.progress import Progress
 from tp2.runtime import RuntimeDirectory
 from tp2.settings import Mode, Settings, Via
+from tp2.system import limits, notify
+from tp2.terminal.progress import Progress
 
 #: What the daemon would import as it goes. It may then have become a user who cannot read root's installation of tp2.
 _NEEDED_LATER: Final = ("concurrent.futures.thread", "encodings.idna")

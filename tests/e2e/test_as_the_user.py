@@ -211,7 +211,7 @@ def test_installing_is_done_as_the_user_too(user: User, prefix: tuple[str, ...])
 
 
 def test_what_is_set_on_sudos_command_line_stays(user: User) -> None:
-    """As ``sudo TP2_SOCKS=... tp2 up`` says, and not what is set in the user's own environment."""
+    """As ``sudo TP2_IDLE_TIMEOUT=... tp2 up`` says."""
     done = user.run(*SUDO, "TP2_IDLE_TIMEOUT=soon", *tp2_command("up"))
     assert done.code == 2
     assert "soon" in done.stderr

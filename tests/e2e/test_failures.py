@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Laptop
+from tp2.cluster.manifest import NAMESPACE
+from tp2.cluster.rights import CATALOG_RIGHTS, ENDPOINT_RIGHTS, rules
 from tp2.sandbox.box import API_PORT, NODE, tp2_command
 from tp2.sandbox.kubeapi_resources import LOG
 from tp2.sandbox.namespaces import SEARCH_PATH
@@ -68,10 +71,13 @@ def installed(laptop: Laptop, kubeconfig: str | None = None, *options: str) -> l
 
 
 @contextmanager
-def another_cluster(laptop: Laptop, *objects: Object) -> Iterator[str]:
-    """Run a cluster of these objects; give its kubeconfig."""
+def another_cluster(laptop: Laptop, *objects: Object, role: str = "") -> Iterator[str]:
+    """Run a cluster of these objects; give its kubeconfig.
+
+    :param role: what its user is bound to.
+    """
     box = laptop.box
-    api = box.start_api(objects, "another", 6445)
+    api = box.start_api(objects, "another", 6445, role)
     try:
         yield str(box.directory / "another" / "kubeconfig")
     finally:
@@ -193,6 +199,66 @@ def test_an_api_without_a_route(laptop: Laptop) -> None:
 def test_an_api_whose_name_is_unknown(laptop: Laptop) -> None:
     kubeconfig = changed_kubeconfig(laptop, f"{NODE}:{API_PORT}", "api.example:6443")
     assert_fails(laptop, up_with(laptop, kubeconfig=kubeconfig), 7, "api.example")
+
+
+def test_an_api_with_a_certificate_of_another_authority(laptop: Laptop) -> None:
+    with another_cluster(laptop, namespace("default")) as other:
+        # The right server's address, with the wrong server's authority.
+        content = json.loads(Path(other).read_text())
+        content["clusters"][0]["cluster"]["server"] = f"https://{NODE}:{API_PORT}"
+        path = laptop.box.directory / "wrong-authority"
+        path.write_text(json.dumps(content))
+        words = ("cannot be trusted", "certificate", "fetch a new kubeconfig")
+        assert_fails(laptop, up_with(laptop, kubeconfig=str(path)), 7, *words)
+
+
+def test_an_api_that_does_not_take_the_credentials(laptop: Laptop) -> None:
+    token = json.loads(laptop.box.kubeconfig.read_text())["users"][0]["user"]["token"]
+    kubeconfig = changed_kubeconfig(laptop, token, "expired")
+    words = ("does not accept the credentials of context 'sandbox'", "401", "log in again")
+    assert_fails(laptop, up_with(laptop, kubeconfig=kubeconfig), 7, *words)
+
+
+def test_a_user_without_any_rights(laptop: Laptop) -> None:
+    with another_cluster(laptop, namespace("default"), role="nobodys") as kubeconfig:
+        words = ('cannot list resource "', "at the cluster scope", "--namespace")
+        assert_fails(laptop, up_with(laptop, kubeconfig=kubeconfig), 7, *words)
+
+
+def test_a_user_without_the_right_to_port_forward(laptop: Laptop) -> None:
+    rights = [right for right in (*CATALOG_RIGHTS, *ENDPOINT_RIGHTS) if right.resource != "pods/portforward"]
+    role = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": {"name": "nearly"},
+        "rules": rules(rights),
+    }
+    with another_cluster(laptop, *laptop.box.objects, role, role="nearly") as kubeconfig:
+        words = (
+            "port-forwarding to pods in the namespace",
+            "in all, these rights are missing",
+            f'get pods/portforward in the namespace "{NAMESPACE}"',
+            f'create pods/portforward in the namespace "{NAMESPACE}"',
+        )
+        assert_fails(laptop, installed(laptop, kubeconfig), 7, *words)
+
+
+def test_a_credential_plugin_that_is_not_there(laptop: Laptop) -> None:
+    content = json.loads(laptop.box.kubeconfig.read_text())
+    plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": "no-such-login", "installHint": "Get it."}
+    content["users"][0]["user"] = {"exec": plugin}
+    path = laptop.box.directory / "plugin-kubeconfig"
+    path.write_text(json.dumps(content))
+    assert_fails(laptop, up_with(laptop, kubeconfig=str(path)), 7, "no-such-login: no such program", "Get it.")
+
+
+def test_a_proxy_that_is_not_there(laptop: Laptop) -> None:
+    content = json.loads(laptop.box.kubeconfig.read_text())
+    content["clusters"][0]["cluster"]["proxy-url"] = "http://192.0.2.1:3128"
+    path = laptop.box.directory / "proxy-kubeconfig"
+    path.write_text(json.dumps(content))
+    words = ("the proxy http://192.0.2.1:3128 failed", "refused", "proxy-url")
+    assert_fails(laptop, up_with(laptop, kubeconfig=str(path)), 7, *words)
 
 
 def test_an_endpoint_that_refuses_connections(laptop: Laptop) -> None:

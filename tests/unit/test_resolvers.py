@@ -39,11 +39,20 @@ def test_the_nameservers_of_resolv_conf_are_captured_and_asked(resolv_conf: Path
 def test_options_come_first(resolv_conf: Path, uplinks: Path) -> None:
     named = Settings(dns=("198.51.100.53",))
     assert discover(named, resolv_conf, uplinks) == Resolvers(
-        ("198.51.100.53",), at("198.51.100.53"), ("corp.example",)
+        ("198.51.100.53",), at("198.51.100.53"), ("corp.example",), systems=False
     )
     elsewhere = Settings(fallback=(SocketAddress("203.0.113.53", 5353),))
     assert discover(elsewhere, resolv_conf, uplinks).fallback == (SocketAddress("203.0.113.53", 5353),)
     assert discover(elsewhere, resolv_conf, uplinks).captured == ("192.0.2.53", "fe80::1")
+
+
+def test_a_nameserver_of_this_machines_programs_is_known_as_such_whatever_its_scope(
+    resolv_conf: Path, uplinks: Path
+) -> None:
+    resolv_conf.write_text("nameserver fe80::1%eth0\n")
+    assert discover(Settings(), resolv_conf, uplinks).systems
+    assert discover(Settings(dns=("fe80::1",)), resolv_conf, uplinks).systems
+    assert not discover(Settings(dns=("fe80::2",)), resolv_conf, uplinks).systems
 
 
 def test_behind_systemd_resolveds_stub_its_servers_are_captured_and_asked(resolv_conf: Path, uplinks: Path) -> None:
@@ -61,7 +70,7 @@ def test_a_stub_that_does_not_tell_its_servers_is_asked_itself(resolv_conf: Path
 
 def test_a_machine_without_resolv_conf_can_be_told_its_nameserver(tmp_path: Path, uplinks: Path) -> None:
     assert discover(Settings(dns=("192.0.2.1",)), tmp_path / "none", uplinks) == Resolvers(
-        ("192.0.2.1",), at("192.0.2.1")
+        ("192.0.2.1",), at("192.0.2.1"), systems=False
     )
     with pytest.raises(Tp2Error, match="cannot read"):
         discover(Settings(), tmp_path / "none", uplinks)

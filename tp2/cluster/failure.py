@@ -167,8 +167,10 @@ def _proxy(error: Exception, access: Access, what: str) -> Failure:
     proxy = without_password(access.proxy or "in between")
     if not isinstance(error, aiohttp.ClientHttpProxyError):
         cause = getattr(error, "os_error", None) or error
+        number = getattr(cause, "errno", None)
+        words = os.strerror(number).lower() if number in _UNREACHABLE else _text(cause)
         remedy = "check that it runs, and proxy-url in the kubeconfig or the HTTPS_PROXY and NO_PROXY variables"
-        return Failure(ClusterError(what, f"the proxy {proxy} failed: {_text(cause)}", remedy), A_MOMENT)
+        return Failure(ClusterError(what, f"the proxy {proxy} failed: {words}", remedy), A_MOMENT)
     why = f"the proxy {proxy} refused: {error.status} {error.message}"
     if error.status == 407:
         return Failure(

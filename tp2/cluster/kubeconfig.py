@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
+# Servers whose certificates are not checked, by context, that this process has warned of: once is enough.
+_warned: set[tuple[str, str]] = set()
+
 # Logins that could not be written down, by the refresh token that they took the place of and that the kubeconfig has.
 _unwritten: dict[str, oidc.Tokens] = {}
 
@@ -63,6 +66,23 @@ class Access:
     def has_the_same_user_as(self, other: Access) -> bool:
         """Whether the kubeconfig's credentials are the same."""
         return self._user == other._user
+
+    @property
+    def plugin(self) -> Mapping[str, object] | None:
+        """The user's credential plugin, as the kubeconfig's ``exec`` has it; None if there is none."""
+        plugin = self._user.get("exec")
+        return plugin if isinstance(plugin, dict) else None
+
+    @property
+    def trusts_anybody(self) -> bool:
+        """Whether the server's certificate is not checked (``insecure-skip-tls-verify``)."""
+        return bool(self._cluster.get("insecure-skip-tls-verify"))
+
+    @property
+    def server_name(self) -> str | None:
+        """The name that the server's certificate should have, where that is not the URL's (``tls-server-name``)."""
+        name = self._cluster.get("tls-server-name")
+        return str(name) if name else None
 
     async def connect(self) -> ApiClient:
         """A new client with fresh credentials; the caller closes it. It does not talk to the server yet.
@@ -142,7 +162,8 @@ def _exists(path: Path) -> bool:
 
 def _from_files(paths: list[Path], context: str | None, *, all_must_exist: bool) -> Access:
     chosen = select(paths, context, all_must_exist=all_must_exist)
-    if chosen.cluster.get("insecure-skip-tls-verify"):
+    if chosen.cluster.get("insecure-skip-tls-verify") and (chosen.context, chosen.server) not in _warned:
+        _warned.add((chosen.context, chosen.server))
         logger.warning(
             "the kubeconfig says insecure-skip-tls-verify for context %r: whoever is on the way to %s can read and "
             "change everything, the credentials included",

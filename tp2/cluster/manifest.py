@@ -31,7 +31,7 @@ from tp2.cluster.rights import CATALOG_RIGHTS, ENDPOINT_RIGHTS, NAMESPACE_RIGHTS
 Object = dict[str, Any]
 
 NAMESPACE: Final = "tp2-system"
-IMAGE: Final = "lscr.io/linuxserver/openssh-server:10.3_p1-r1-ls238"
+IMAGE: Final = "lscr.io/linuxserver/openssh-server:10.3_p1-r2-ls243"
 
 ENDPOINT: Final = "tp2-endpoint"
 """Name of the Deployment, the Service and the ServiceAccount."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tp2.errors import ClusterError
-from tp2.progress import paused
+from tp2.system.drawing import paused
 
 logger = logging.getLogger(__name__)
 

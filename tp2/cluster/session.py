@@ -21,7 +21,7 @@ import aiohttp
 from tp2.backoff import Backoff
 from tp2.cluster.failure import ApiError
 from tp2.cluster.kubeconfig import Access
-from tp2.environment import has_address
+from tp2.system.environment import has_address
 
 if TYPE_CHECKING:
     from kubernetes_asyncio.client import ApiClient

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from tp2.containers.bridges import Link
 from tp2.errors import Tp2Error
-from tp2.listeners import Listeners, reset
+from tp2.system.listeners import Listeners, reset
 from tp2.types import Destination
 
 logger = logging.getLogger(__name__)

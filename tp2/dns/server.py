@@ -152,7 +152,9 @@ class DnsServer:
             tasks = list(self._tasks)
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            # Not gather(): from Python 3.12 on it does not wait at all for tasks that are done already, and so those
+            # would never come to leave the set.
+            await asyncio.wait(tasks)
         for server in self._servers:
             await server.wait_closed()
         self._servers.clear()

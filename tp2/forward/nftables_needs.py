@@ -43,6 +43,13 @@ _NEEDS: Final = (
 
 def missing(session: Session, error: str) -> ForwarderError:
     """Return what is missing, as an error for the user; in the words of *error* where it is nothing known."""
+    return lack(session) or ForwarderError(
+        "cannot capture traffic with nftables", error, "tp2 needs Linux 5.12 or newer and libnftables 0.9.9 or newer"
+    )
+
+
+def lack(session: Session) -> ForwarderError | None:
+    """Return what is missing, as an error for the user; None if nothing is. Needs CAP_NET_ADMIN."""
     if session.run(f"add table {_PROBE}\ndelete table {_PROBE}\n") is None and (
         reason := session.run(f"add table {_PROBE} {{ flags owner; }}\ndelete table {_PROBE}\n")
     ):
@@ -57,6 +64,4 @@ def missing(session: Session, error: str) -> ForwarderError:
             return ForwarderError(
                 "cannot capture traffic with nftables", f"this kernel lacks {what} ({reason})", f"as root: {remedy}"
             )
-    return ForwarderError(
-        "cannot capture traffic with nftables", error, "tp2 needs Linux 5.12 or newer and libnftables 0.9.9 or newer"
-    )
+    return None

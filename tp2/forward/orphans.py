@@ -14,8 +14,8 @@ import struct
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from tp2.environment import has_address
 from tp2.forward.netlink import SOCK_DIAG, Netlink
+from tp2.system.environment import has_address
 from tp2.types import Destination
 
 # linux/sock_diag.h and linux/inet_diag.h: a request is family, protocol, extensions, states, identity; an answer has

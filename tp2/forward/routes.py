@@ -8,9 +8,10 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
+import sys
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Final
+from typing import Final, NamedTuple
 
 from tp2.forward import netlink
 
@@ -36,11 +37,62 @@ ROUTE: Final = struct.Struct("=BBBBBBBBI")
 _ADDRESS: Final = struct.Struct("=BBBBI")
 
 RTN_UNICAST: Final = 1
+# RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT
+_REFUSING: Final = (6, 7, 8)
+_RTA_TABLE: Final = 15
 RT_TABLE_MAIN: Final = 254
 
 # Who made a route because of an address, and not because somebody routes something there: the kernel itself, and
 # network managers that read router advertisements in its place (RTPROT_KERNEL, RTPROT_RA).
 _OF_AN_ADDRESS: Final = (2, 9)
+
+
+class Route(NamedTuple):
+    """A route of this machine: the network that it is for, and the name of the device, "" if it has none.
+
+    ``table`` is where it stands (254 is the main one); ``connected`` says that it is there because of an address.
+    ``refuses`` says that packets are refused or dropped rather than sent (``unreachable``, ``blackhole``, ...).
+    """
+
+    network: Network
+    device: str
+    table: int = 254
+    connected: bool = False
+    refuses: bool = False
+
+
+def all_routes() -> list[Route]:
+    """Return the routes of all tables but the local one, the more specific first.
+
+    :raises OSError: the kernel does not tell.
+    """
+    found = []
+    with netlink.Netlink(netlink.ROUTE) as asking:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for message in asking.dump(RTM_GETROUTE, ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
+                if message.kind == RTM_NEWROUTE and (route := read_route(message.payload)) is not None:
+                    found.append(route)
+    return sorted(found, key=lambda route: -route.network.prefixlen)
+
+
+def read_route(payload: bytes) -> Route | None:
+    """Return the route in a payload of RTM_NEWROUTE; None if it is for this machine itself, or no route for packets."""
+    if len(payload) < ROUTE.size:
+        return None
+    family, length, _, _, table, _, _, kind, _ = ROUTE.unpack_from(payload)
+    attributes = netlink.attributes(payload, ROUTE.size)
+    if family not in (socket.AF_INET, socket.AF_INET6) or kind not in (RTN_UNICAST, *_REFUSING):
+        return None
+    if _RTA_TABLE in attributes:
+        table = int.from_bytes(attributes[_RTA_TABLE], sys.byteorder)
+    try:
+        bits = 4 if family == socket.AF_INET else 16
+        network = ipaddress.ip_network((attributes.get(RTA_DST, bytes(bits)), length))
+        index = int.from_bytes(attributes.get(RTA_OIF, b""), sys.byteorder)
+        device = socket.if_indextoname(index) if index else ""
+    except (ValueError, OSError):
+        return None
+    return Route(network, device, table, connected(payload) is not None, kind in _REFUSING)
 
 
 def connected_networks() -> list[Network]:

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
 from tp2.errors import AddressInUse, UsageError
-from tp2.listeners import Listeners, reset
 from tp2.origdst.usage import Usage, Use
+from tp2.system.listeners import Listeners, reset
 from tp2.types import Destination, Redirect, Wanted
 
 logger = logging.getLogger(__name__)

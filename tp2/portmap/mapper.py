@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from tp2.errors import ForwarderError, Tp2Error, UsageError
-from tp2.listeners import Listeners
 from tp2.portmap.commits import Commit, Commits, Forwarder
 from tp2.portmap.table import Exhausted, Mapping, Phase, Table
+from tp2.system.listeners import Listeners
 from tp2.types import Destination, Wanted
 
 logger = logging.getLogger(__name__)

@@ -32,7 +32,10 @@ def run(*, shell: bool) -> int:
         return _confined(shell=shell)
     _say("Building a laptop, an internet and a cluster, in network namespaces of their own ...")
     with Sandbox() as box:
-        _say(f"The laptop's nameserver is {NAMESERVER}; its router knows nothing of the cluster's addresses.")
+        _say(
+            f"The laptop's nameserver is {NAMESERVER}; its router knows nothing of the cluster's addresses.\n"
+            "# The cluster has the SSH endpoint that `tp2 install` puts there, and its API server leads to it."
+        )
         return _shell(box) if shell else _show(box)
 
 
@@ -93,7 +96,8 @@ def _shell(box: Sandbox) -> int:
 
 
 def _up(box: Sandbox) -> subprocess.Popen[str]:
-    command = box.up_command()
+    # The endpoint is in the cluster, and kubeconfig and key are where everybody has them: nothing need be said.
+    command = box.up_command(installed=True)
     click.secho(f"laptop$ tp2 {' '.join(command[command.index('up') :])} &", bold=True)
     up = box.laptop.start(
         *command,

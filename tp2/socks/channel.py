@@ -92,12 +92,13 @@ class End(Protocol):
 class Link(Protocol):
     """What a channel needs of its connection.
 
-    ``free`` says whether the connection takes more data now. ``round_trip`` is the shortest seen so far, in seconds;
-    channels report theirs.
+    ``free`` says whether the connection takes more data now.
     """
 
     free: bool
-    round_trip: float
+
+    def answered(self, seconds: float) -> None:
+        """A channel was opened *seconds* after it was asked for: that is a round trip, and a connect in the cluster."""
 
     def register(self, channel: Channel) -> int:
         """Return our number for a new channel, which is given all messages for that number from now on.
@@ -144,7 +145,6 @@ class Channel:
         self._end: End | None = None
         self._number = link.register(self)
         self._peer: int | None = None
-        self._asked = 0.0
         # To be sent.
         self._writable = False
         self._eof_wanted = False
@@ -158,7 +158,10 @@ class Channel:
         self._high, self._low = HIGH_WATER, HIGH_WATER // 4
         # Received.
         self._window_size = self._window = WINDOW
-        self._granted = 0.0
+        # Seconds from our question to the answer; when the present round began, and bytes taken since then.
+        self._round_trip = 0.0
+        self._since = 0.0
+        self._taken = 0
         self._lent = 0
         self._paused = False
         self._undelivered: list[memoryview] = []
@@ -168,7 +171,7 @@ class Channel:
 
     def open(self, host: str, port: int) -> None:
         """Ask for a connection to *host*, which the other side resolves, and *port*."""
-        self._asked = self._link.time()
+        self._since = self._link.time()
         name = host.encode()
         head = _OPEN.pack(MSG_CHANNEL_OPEN, 12, b"direct-tcpip", self._number, WINDOW, LARGEST_PACKET, len(name))
         # Where the connection comes from: a program of this machine.
@@ -241,8 +244,9 @@ class Channel:
         if self._peer is not None or not packet_size:
             raise ProtocolViolation("a channel was opened that cannot be")
         self._peer, self._send_window, self._packet_size = peer, window, packet_size
-        now = self._granted = self._link.time()
-        self._link.round_trip = min(self._link.round_trip, now - self._asked)
+        now = self._link.time()
+        self._round_trip, self._since = now - self._since, now
+        self._link.answered(self._round_trip)
         opener, self._opener = self._opener, None
         if opener is None:
             self._send_close()
@@ -376,20 +380,25 @@ class Channel:
     # Receiving.
 
     def _deliver(self, data: memoryview) -> None:
-        if self._window < self._window_size >> 1:
+        # In eighths: with halves, the other side would wait for the one while it may not send the other yet.
+        if self._window_size - self._window > self._window_size >> 3:
             self._grant()
         if self._end is not None:
             self._end.channel_data(data)
 
     def _grant(self) -> None:
         """Give the window back; a channel that is held back by its window gets a larger one."""
+        taken = self._window_size - self._window
+        self._taken += taken
         now = self._link.time()
-        # Whoever is held back uses up half a window in half a round trip.
-        held_back = now - self._granted < self._link.round_trip
-        if held_back and self._window_size < LARGEST_WINDOW and self._link.lend(self._window_size):
-            self._lent += self._window_size
-            self._window_size *= 2
-        self._granted = now
+        passed = now - self._since
+        if passed >= self._round_trip:
+            # Whoever is held back takes one window in a round trip.
+            held_back = self._taken * self._round_trip > 0.7 * self._window_size * passed
+            if held_back and self._window_size < LARGEST_WINDOW and self._link.lend(self._window_size):
+                self._lent += self._window_size
+                self._window_size *= 2
+            self._since, self._taken = now, 0
         if not self._close_sent:
             grant = self._window_size - self._window
             self._link.send(_ADJUST.pack(MSG_CHANNEL_WINDOW_ADJUST, self._peer, grant))

@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import os
 import socket
 import struct
@@ -63,7 +62,7 @@ LARGEST: Final = 256 * 1024
 """The longest packet that is read here; OpenSSH's own limit (PACKET_MAX_SIZE). A longer one is asyncssh's to refuse."""
 
 UNSENT: Final = 128 * 1024
-"""Bytes that wait in user space for the socket before channels have to wait: short, so that turns come soon."""
+"""Bytes that wait in the kernel, and as many here, before channels have to wait for their turn: it comes soon then."""
 
 SPARE: Final = 64 * 1024 * 1024
 """Bytes that the windows of all channels together may have grown by."""
@@ -72,6 +71,7 @@ SHORT: Final = 0.002
 """Seconds of a round trip below which a delayed acknowledgement does no harm."""
 
 _TAG: Final = 16
+_LARGEST_COUNT: Final = (1 << 64) - 1
 _LENGTH: Final = struct.Struct(">I")
 _NUMBERS: Final = struct.Struct(">II")
 _CONFIRMATION: Final = struct.Struct(">IIII")
@@ -119,6 +119,13 @@ class _Keys:
         self.encrypt = aead.encrypt
         self.decrypt = aead.decrypt
 
+    def take_nonce(self) -> bytes:
+        """Return the next packet's nonce, which is never returned again."""
+        nonce: bytes = self.cipher._iv
+        # RFC 5647 section 7.1: four octets that stay, then the invocation counter.
+        self.cipher._iv = nonce[:4] + ((int.from_bytes(nonce[4:], "big") + 1) & _LARGEST_COUNT).to_bytes(8, "big")
+        return nonce
+
 
 class FastLink:
     """The packets of *connection*; a :class:`tp2.socks.channel.Link`. Made by :func:`take_over`."""
@@ -127,7 +134,7 @@ class FastLink:
         loop = asyncio.get_running_loop()
         self.time = loop.time
         self.free = True
-        self.round_trip = math.inf
+        self._round_trip = 0.0
         self._loop = loop
         self._connection = connection
         self._transport = cast(asyncio.Transport, connection._transport)
@@ -149,7 +156,7 @@ class FastLink:
         self._buffer = memoryview(bytearray(READ_SIZE + LARGEST + 4 + _TAG))
         self._start = self._end = 0
         self._heard = 0.0
-        self._acknowledge = _quick_acknowledgement(self._transport)
+        self._acknowledge = _tune(self._transport)
 
     def start(self, socket_below: bool) -> bool:
         """Take the connection over; False if it is not of the kind that can be."""
@@ -163,7 +170,7 @@ class FastLink:
         self._transport.set_protocol(_SocketReader(self) if socket_below else _StreamReader(self))
         self._transport.set_write_buffer_limits(high=UNSENT)
         connection.send_packet = self._send_packet  # type: ignore[method-assign]
-        connection._send = self._enqueue  # type: ignore[method-assign]
+        connection._send = self._enqueue  # type: ignore[assignment, method-assign]
         connection._send_deferred_packets = self._keys_are_new  # type: ignore[method-assign]
         self._transport.resume_reading()
         self._read()
@@ -184,6 +191,10 @@ class FastLink:
         """Nothing comes for this number any more."""
         if self._channels.pop(number, None):
             self._connection.remove_channel(number)
+
+    def answered(self, seconds: float) -> None:
+        """Learn how far it is: soon when it is nearer than thought, slowly when it seems farther."""
+        self._round_trip = min(seconds, self._round_trip + (seconds - self._round_trip) / 4)
 
     def wait_turn(self, channel: Channel) -> None:
         """Let the channel send when there is room."""
@@ -253,17 +264,15 @@ class FastLink:
         keys, connection = self._keys_out, self._connection
         assert keys is not None
         length = _LENGTH.pack(len(packet))
-        nonce = keys.cipher._iv
-        keys.cipher._update_iv()
+        sealed = keys.encrypt(keys.take_nonce(), packet, length)
         connection._send_seq = (connection._send_seq + 1) & 0xFFFFFFFF
         connection._rekey_bytes_sent += len(packet)
-        self._enqueue(length)
-        self._enqueue(keys.encrypt(nonce, packet, length))
+        self._enqueue(length, sealed)
 
-    def _enqueue(self, data: bytes) -> None:
+    def _enqueue(self, *data: bytes) -> None:
         """Send bytes with all others of this turn of the event loop: in place of :meth:`SSHConnection._send`."""
-        self._out.append(data)
-        self._out_size += len(data)
+        self._out += data
+        self._out_size += len(data[-1])
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
@@ -370,7 +379,7 @@ class FastLink:
             if connection._rekey_seconds and time.monotonic() >= connection._rekey_time:
                 # The next packet is then asyncssh's, which begins with new keys.
                 connection._rekey_bytes_sent = connection._rekey_bytes
-        if self._acknowledge and self.round_trip > SHORT:
+        if self._acknowledge and self._round_trip > SHORT:
             self._acknowledge()
 
     def _read_known(self) -> bool:
@@ -398,7 +407,7 @@ class FastLink:
                 return True
             # It counts as read from here on: what goes wrong now is not for asyncssh to see again.
             self._start = position = after
-            cipher._update_iv()
+            keys.take_nonce()
             connection._recv_seq = (connection._recv_seq + 1) & 0xFFFFFFFF
             if kind == MSG_CHANNEL_DATA:
                 channel.data(memoryview(packet)[10 : 10 + argument])
@@ -536,15 +545,21 @@ class _ForAsyncssh:
         """Before the connection is closed; it is lost right after."""
 
 
-def _quick_acknowledgement(transport: asyncio.BaseTransport) -> Callable[[], None] | None:
-    """Return how to have what has come acknowledged at once, if there is a way (tcp(7), TCP_QUICKACK).
+def _tune(transport: asyncio.BaseTransport) -> Callable[[], None] | None:
+    """Set the socket below *transport* up, if there is one; return how to have what has come acknowledged at once.
 
-    sshd leaves Nagle's algorithm on: a short packet waits until all before it are acknowledged, and the kernel here
-    delays that by 40 ms. On a link of some length a new connection takes twice as long for it. The kernel forgets the
-    option as it sees fit, so it is set again each time.
+    Little is left unsent in the kernel, where a short message would queue behind it (tcp(7), TCP_NOTSENT_LOWAT).
+
+    sshd leaves Nagle's algorithm on: a short packet of its waits until all before it are acknowledged, which the kernel
+    here puts off by 40 ms. On a link of some length a new connection takes twice as long for that. The kernel forgets
+    TCP_QUICKACK as it sees fit, so it is set again and again.
     """
     sock = transport.get_extra_info("socket")
-    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6) or not hasattr(socket, "TCP_QUICKACK"):
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+    if not hasattr(socket, "TCP_QUICKACK"):
         return None
 
     def acknowledge() -> None:

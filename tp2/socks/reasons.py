@@ -27,6 +27,10 @@ class Unmendable(EndpointError):
     lasting = True
 
 
+class NotLetIn(Unmendable):
+    """The endpoint takes none of the keys that it was offered."""
+
+
 class Refusal(Enum):
     """Why a channel to a destination could not be opened; the value is how a log line puts it."""
 
@@ -106,13 +110,13 @@ def handshake_failed(remote: str, error: Exception, offered: str, *, vouched_for
     """
     what = f"cannot open an SSH connection to {remote}"
     if isinstance(error, asyncssh.PermissionDenied) and vouched_for:
-        return Unmendable(
+        return NotLetIn(
             what,
             f"the endpoint does not know your key; offered: {offered}",
             "run `tp2 install` (with the same --identity, if you use one): it adds your key and changes nothing else",
         )
     if isinstance(error, asyncssh.PermissionDenied):
-        return Unmendable(
+        return NotLetIn(
             what,
             f"permission denied; offered: {offered}",
             "add the public key to the endpoint's authorized_keys, choose another key with --identity, "

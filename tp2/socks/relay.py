@@ -46,6 +46,9 @@ logger = logging.getLogger(__name__)
 EARLY_LIMIT = 64 * 1024
 """Bytes of a client's that wait for its channel before reading from it stops (one read may go over it)."""
 
+LARGE_READ = 256 * 1024
+"""Bytes that an event loop reads at the most in one go: after as many there may be more."""
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 """SO_LINGER on, for 0 s: closing the socket then sends RST and not FIN (socket(7))."""
 
@@ -154,6 +157,10 @@ class Relay(asyncio.Protocol):
             self._pause_client()
         else:
             self.bytes_sent += len(data)
+            if len(data) >= LARGE_READ:
+                # uvloop would go on reading as long as there is more: others have their turn first.
+                self._pause_client()
+                asyncio.get_running_loop().call_soon(self._next_turn)
 
     def eof_received(self) -> bool:
         self._local_eof = True
@@ -251,6 +258,10 @@ class Relay(asyncio.Protocol):
             channel, self._channel = self._channel, None
             channel.close()
             self._transport.close()
+
+    def _next_turn(self) -> None:
+        if self._channel and not self._channel_full:
+            self._resume_client()
 
     def _let_go_of_channel(self) -> None:
         if self._channel:

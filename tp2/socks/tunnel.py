@@ -30,7 +30,6 @@ from typing import Literal, TypedDict
 import asyncssh
 
 from tp2.backoff import Backoff
-from tp2.environment import has_address
 from tp2.errors import EndpointError, Tp2Error
 from tp2.socks import fastssh
 from tp2.socks.channel import WINDOW, End
@@ -45,6 +44,7 @@ from tp2.socks.login import (
 )
 from tp2.socks.opening import Opening
 from tp2.socks.reasons import ChannelRefused, Refusal, channel_refused, dial_failed
+from tp2.system.environment import has_address
 
 __all__ = ["Endpoint", "Tunnel", "TunnelStatus"]
 
@@ -224,12 +224,16 @@ class Tunnel:
     ) -> asyncssh.SSHTCPChannel[bytes]:
         """Open a channel to *host* (a name is resolved by the endpoint) and *port* and give it to a new session.
 
-        Waits for a lost connection to come back, for the time given to the constructor. An open that is cancelled
+        Waits for a lost connection to come back, for the time given to the constructor, which counts from when it is
+        known to be lost. An open that is cancelled
         or times out leaves no channel behind, even if the endpoint grants it later.
 
         :raises ChannelRefused: when it cannot be opened, with the reason.
         """
-        deadline = asyncio.get_running_loop().time() + self._dial_timeout
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self._dial_timeout
+        # A connection that comes back only to go away again is not waited for for ever.
+        end = deadline + OPEN_TIMEOUT
         while True:
             link = await self._connected(deadline)
             try:
@@ -241,6 +245,7 @@ class Tunnel:
                     raise refused from None
             # The connection went away under the open. No byte was passed yet, so it can be tried again.
             await asyncio.shield(link.lost)
+            deadline = min(clock() + self._dial_timeout, end)
 
     def begin(self, end: End, host: str, port: int, failed: Callable[[ChannelRefused | None], None]) -> Opening | None:
         """Open a channel as :meth:`open` does and give it to *end*, if that takes nothing to wait for but the answer.

@@ -48,6 +48,14 @@ def wait_for_the_end() -> None:
             print("reset")
 
 
+def fail_to_connect() -> None:
+    try:
+        with connect():
+            print("connected")
+    except OSError as error:
+        print(error.strerror)
+
+
 def many_at_once() -> None:
     """200 connections that are all open at the same time, each with words of its own."""
     barrier = threading.Barrier(200)

@@ -311,6 +311,20 @@ async def test_a_token_that_is_no_longer_accepted_is_replaced_by_the_one_in_the_
         assert await followed.status(synced=True) == ""
 
 
+async def test_a_401_in_the_middle_of_a_watch_is_a_new_login_and_loses_nothing(lab: Lab) -> None:
+    async with lab.followed() as followed:
+        lab.api.store.create(SERVICES, "shop", service("heard"))
+        await followed.has("web", "heard")
+        lab.api.token = "another"
+        lab.write()
+        refusal = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "Unauthorized", "code": 401}
+        lab.api.inject(json.dumps({"type": "ERROR", "object": refusal}).encode() + b"\n")
+        lab.api.store.create(SERVICES, "shop", service("new"))
+        await followed.has("web", "heard", "new")
+        assert count(lab, LISTS) == 1
+        assert followed.cluster.session.login == 2
+
+
 async def test_all_streams_share_one_new_login(lab: Lab, tmp_path: Any) -> None:
     logins = tmp_path / "logins"
     credential = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential"}

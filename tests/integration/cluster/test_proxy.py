@@ -18,10 +18,10 @@ from tp2.cluster.kubeconfig import load
 from tp2.cluster.portforward import forward
 from tp2.cluster.watch import Cluster
 from tp2.errors import ClusterError
-from tp2.eventloop import new_event_loop
 from tp2.sandbox.kubeapi_resources import PODS, SERVICES
 from tp2.sandbox.kubeapi_server import KubeApi
 from tp2.sandbox.tls import KeyPair, issue
+from tp2.system.eventloop import new_event_loop
 
 #: A name that nobody but the proxy knows: what arrives there has gone through it.
 NAME = "api.behind-the-proxy.example"

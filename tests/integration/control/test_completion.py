@@ -19,10 +19,10 @@ import click
 import pytest
 from click.shell_completion import CompletionItem
 
-from tp2 import completion
 from tp2.cli import cli
 from tp2.control.server import ControlServer
 from tp2.runtime import RuntimeDirectory
+from tp2.terminal import completion
 
 EKS = "arn:aws:eks:eu-west-1:123456789012:cluster/shop"
 
@@ -151,7 +151,7 @@ async def test_the_namespaces_of_a_running_tp2_are_completed(running: dict[str, 
 def ask(environment: dict[str, str], incomplete: str) -> list[tuple[str, str | None]]:
     """Complete a mapping's name in a process of its own, whose signals are its own."""
     script = (
-        "import sys, json, click; from tp2 import completion\n"
+        "import sys, json, click; from tp2.terminal import completion\n"
         "command = click.Command('x', params=[click.Argument(['name'])])\n"
         "items = completion.mappings(click.Context(command), command.params[0], sys.argv[1])\n"
         "print(json.dumps([(item.value, item.help) for item in items]))"

@@ -157,7 +157,7 @@ def test_where_nobody_listens_tp2_is_not_running(tmp_path: Path) -> None:
 
 def test_asking_needs_neither_the_kubernetes_nor_the_ssh_client() -> None:
     script = (
-        "import sys, tp2.cli, tp2.screen;"
+        "import sys, tp2.cli, tp2.terminal.screen;"
         "heavy = {'asyncssh', 'kubernetes_asyncio', 'aiohttp', 'asyncio', 'netaddr', 'dnslib'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )

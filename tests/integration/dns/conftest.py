@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 import pytest
 
 from tests.integration.dns.world import MakeWorld, World, large_txt, open_sockets, start_dnsmasq
-from tp2.eventloop import new_event_loop
+from tp2.system.eventloop import new_event_loop
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

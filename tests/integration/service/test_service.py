@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from tests.integration.service.managers import Managers
-from tp2 import service
 from tp2.cli import cli
 from tp2.errors import ExitCode, PrivilegeError, Tp2Error
+from tp2.service import service
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root installs services")
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tp2.eventloop import new_event_loop
 from tp2.socks import fastssh
+from tp2.system.eventloop import new_event_loop
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -341,6 +341,17 @@ async def test_a_silent_endpoint_is_noticed(sshd: Sshd, monkeypatch: pytest.Monk
         await eventually(lambda: tunnel.status()["reconnects"] > 0)
 
 
+async def test_an_open_waits_for_the_reconnect_from_when_the_loss_is_known(
+    sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(login, "KEEPALIVE_INTERVAL", 0.2)
+    async with serving(echo) as destination, started(tunnel_to(sshd, dial_timeout=0.4)) as tunnel:
+        sshd.freeze()
+        # That the connection is dead is noticed after more than those 0.4 s.
+        await open_session(tunnel, destination)
+        assert tunnel.status()["reconnects"] == 1
+
+
 async def test_after_a_nudge_a_silent_endpoint_is_noticed_soon(sshd: Sshd) -> None:
     async with started(tunnel_to(sshd)) as tunnel:
         sshd.freeze()

@@ -217,8 +217,10 @@ async def test_a_missing_plugin_comes_with_its_installation_hint(tmp_path: Path)
     assert error.remedy == "Install it with care."
 
 
-def test_skipping_verification_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    load(write(tmp_path / "config", {"token": "secret"}, **{"insecure-skip-tls-verify": True}), None)
+def test_skipping_verification_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cluster = {"server": "https://insecure.example", "insecure-skip-tls-verify": True}
+    for _ in range(2):
+        load(write(tmp_path / "config", {"token": "secret"}, **cluster), None)
     assert ["insecure-skip-tls-verify" in record.message for record in caplog.records] == [True]
 
 

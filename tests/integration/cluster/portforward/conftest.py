@@ -10,8 +10,8 @@ import pytest
 from tests.integration.cluster.conftest import Lab
 from tests.integration.cluster.portforward.rig import Rig, pod
 from tp2.cluster.session import Session
-from tp2.eventloop import new_event_loop
 from tp2.sandbox.kubeapi_resources import PODS
+from tp2.system.eventloop import new_event_loop
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

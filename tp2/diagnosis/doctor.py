@@ -1,0 +1,140 @@
+"""``tp2 doctor``: every check there is, in the order of a packet's way."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from tp2.cluster import lean
+from tp2.diagnosis.endtoend import EndToEnd, status_of
+from tp2.diagnosis.forwarding import Forwarding
+from tp2.diagnosis.kubernetes import LOGIN, Kubernetes
+from tp2.diagnosis.machine import Machine
+from tp2.diagnosis.model import Finding, Place, Report, failed_by, not_applicable, ok, placed
+from tp2.diagnosis.naming import Naming
+from tp2.diagnosis.remote import HANDSHAKE, OPENING, Remote
+from tp2.diagnosis.running import Check, run
+from tp2.diagnosis.surroundings import Surroundings
+from tp2.errors import Tp2Error
+from tp2.runtime import RuntimeDirectory
+from tp2.settings import Settings
+
+#: Seconds that a check has beyond those that it gives whoever it asks.
+_ROOM: Final = 2.0
+
+
+def examine(
+    settings: Settings,
+    runtime: RuntimeDirectory,
+    machine: Machine | None = None,
+    now: Callable[[], float] = time.time,
+) -> Report:
+    """Look at everything, and report it.
+
+    :param settings: as ``tp2 up`` is, or would be, given them.
+    :param machine: what to look at in this one's place.
+    :param now: this machine's clock.
+    """
+    lean.prepare()
+    return asyncio.run(look(settings, runtime, machine or Machine(), now))
+
+
+async def look(
+    settings: Settings, runtime: RuntimeDirectory, machine: Machine, now: Callable[[], float] = time.time
+) -> Report:
+    """See :func:`examine`."""
+    status, trouble = await status_of(runtime)
+    kubernetes = Kubernetes(settings, now)
+    remote = Remote(settings, kubernetes)
+    naming = Naming(machine, settings)
+    around = Surroundings(machine, settings, status, lambda: kubernetes.services)
+    async with kubernetes.closing(), remote.closing():
+        report = await run(
+            [
+                *_forwarding(Forwarding(machine, settings, runtime, status), around),
+                *_naming(naming),
+                *kubernetes_checks(kubernetes),
+                Check("networks", Place.MACHINE, around.networks, ("services",)),
+                *_remote(settings, remote),
+                *_end_to_end(EndToEnd(settings, runtime, status, lambda: naming.conf.nameservers), status),
+            ]
+        )
+    findings = (*placed([_tp2(status, trouble)], "tp2", Place.MACHINE, 0.0), *report.findings)
+    # Routes are this machine's, and can be judged only when the cluster's addresses are known.
+    return Report(tuple(sorted(findings, key=lambda finding: list(Place).index(finding.place))))
+
+
+def _tp2(status: dict[str, Any] | None, trouble: Tp2Error | None) -> Finding:
+    if trouble is not None:
+        return failed_by(trouble)
+    if status is None:
+        return not_applicable("it does not run", "what needs a running tp2 is left out")
+    return ok(f"runs as process {status['pid']}: {status['state']}")
+
+
+def _forwarding(forwarding: Forwarding, around: Surroundings) -> Sequence[Check]:
+    here = Place.MACHINE
+    return (
+        Check("forwarder", here, forwarding.forwarder),
+        Check("privilege", here, forwarding.privilege),
+        Check("stopgap", here, forwarding.stopgap),
+        Check("open files", here, forwarding.open_files),
+        Check("directory", here, forwarding.directory),
+        # Before what another tp2 has taken.
+        Check("leftovers", here, around.leftovers),
+        Check("other tools", here, around.tools),
+        Check("ports", here, forwarding.ports),
+    )
+
+
+def _naming(naming: Naming) -> Sequence[Check]:
+    here = Place.MACHINE
+    return (
+        Check("resolv.conf", here, naming.resolv_conf),
+        Check("nsswitch.conf", here, naming.nsswitch),
+        Check("hosts file", here, naming.hosts),
+        Check("systemd-resolved", here, naming.resolved, ("resolv.conf",)),
+        Check("nameservers", here, naming.nameservers, ("resolv.conf",), within=8.0),
+    )
+
+
+def kubernetes_checks(kubernetes: Kubernetes) -> Sequence[Check]:
+    """Return the checks of the Kubernetes side."""
+    there = Place.KUBERNETES
+    return (
+        Check("kubeconfig", there, kubernetes.kubeconfig),
+        Check("plugin", there, kubernetes.plugin, ("kubeconfig",)),
+        Check("login", there, kubernetes.login, ("kubeconfig", "plugin"), within=LOGIN + _ROOM),
+        Check("clock", there, kubernetes.clock, ("kubeconfig",)),
+        Check("API", there, kubernetes.api, ("login",)),
+        Check("rights", there, kubernetes.rights, ("API",)),
+        Check("services", there, kubernetes.services_there, ("API",)),
+    )
+
+
+def _remote(settings: Settings, remote: Remote) -> Sequence[Check]:
+    there = Place.ENDPOINT
+    last = Check("forwarding", there, remote.forwarding, ("handshake",), within=2 * OPENING + _ROOM)
+    if settings.remote is not None:
+        return (Check("handshake", there, remote.handshake, within=HANDSHAKE + _ROOM), last)
+    return (
+        Check("installed", there, remote.installed, ("API",)),
+        Check("ready", there, remote.ready, ("installed",)),
+        Check("handshake", there, remote.handshake, ("ready",), within=HANDSHAKE + _ROOM),
+        last,
+    )
+
+
+def _end_to_end(end: EndToEnd, status: dict[str, Any] | None) -> Sequence[Check]:
+    there = Place.END_TO_END
+    first = Check("connections", there, end.daemon)
+    if status is None or status["state"] == "starting":
+        return (first,)
+    return (
+        first,
+        Check("resolver", there, end.resolver, within=8.0),
+        Check("rule", there, end.rule),
+        Check("way there and back", there, end.canary, ("resolver", "rule"), within=8.0),
+    )

@@ -1,0 +1,1 @@
+"""tp2 started with the machine, by systemd or launchd."""

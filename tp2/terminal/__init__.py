@@ -1,0 +1,1 @@
+"""What commands show to people, and complete for them."""
