@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tp2.errors import ClusterError
+from tp2.system.drawing import paused
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,13 @@ async def credentials(plugin: dict[str, Any], context: str, cluster: Mapping[str
     interactive = plugin.get("interactiveMode") != "Never" and sys.stdin is not None and sys.stdin.isatty()
     if plugin.get("interactiveMode") == "Always" and not interactive:
         raise _failed(context, command, "it has to ask somebody, and there is no terminal")
+    with paused() if interactive else contextlib.nullcontext():
+        return await _run(plugin, context, cluster, command, interactive=interactive)
+
+
+async def _run(
+    plugin: dict[str, Any], context: str, cluster: Mapping[str, Any], command: str, *, interactive: bool
+) -> dict[str, str]:
     try:
         process = await asyncio.create_subprocess_exec(
             command,

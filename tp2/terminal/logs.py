@@ -21,16 +21,16 @@ def show(runtime: RuntimeDirectory, *, follow: bool, last: int | None) -> None:
     :raises NotRunning: tp2 does not run, and has left no log.
     :raises Tp2Error: the log cannot be read, or the running tp2 has none.
     """
-    # Opened first, to know which tp2 wrote the log. The file outlives its name: it can be read to its end.
-    with runtime.watch_holder() as wait, _open(runtime) as log:
-        _copy_last(log, last)
-        if follow and runtime.holder() is not None:
-            try:
+    try:
+        # Opened first, to know which tp2 wrote the log. The file outlives its name: it can be read to its end.
+        with runtime.watch_holder() as wait, _open(runtime) as log:
+            _copy_last(log, last)
+            if follow and runtime.holder() is not None:
                 asyncio.run(_follow(runtime, log, wait))
-            except KeyboardInterrupt:
-                # That is how a look ends.
-                return
-        _copy(log)
+            _copy(log)
+    except KeyboardInterrupt:
+        # That is how a look ends.
+        return
 
 
 async def _follow(runtime: RuntimeDirectory, log: BinaryIO, wait: Callable[[], None]) -> None:

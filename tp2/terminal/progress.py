@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from tp2.system.drawing import drawings
+
 if TYPE_CHECKING:
     from rich.status import Status
 
@@ -28,18 +30,23 @@ _BOTH: Final = {"cluster", "tunnel"}
 
 
 class Progress:
-    """The line; leaving ends it. It is never there while sudo may ask for a password on the terminal."""
+    """The line; leaving ends it. It is never there while somebody else may ask something on the terminal: sudo is done
+    before it starts, and for the rest there is :mod:`tp2.system.drawing`."""
 
     def __init__(self) -> None:
         self._status: Status | None = None
         self._done: set[str] = set()
+        self._last = ""
+        self._paused = False
 
     def __enter__(self) -> Progress:
+        drawings.append(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        drawings.remove(self)
         self.stop()
 
     def start(self) -> None:
@@ -52,13 +59,14 @@ class Progress:
         console = Console()
         if console.is_dumb_terminal:
             return
-        self._status = console.status(_words(self._done, ""), spinner="dots")
+        self._status = console.status(_words(self._done, self._last), spinner="dots")
         self._status.start()
         _log_above()
 
     def done(self, stage: str, line: str) -> None:
         """Print the *line* of a stage that is done, and wait for what comes after; nothing comes after ``ready``."""
         self._done.add(stage)
+        self._last = stage
         if stage == "ready":
             self.stop()
         if self._status is None:
@@ -74,6 +82,16 @@ class Progress:
             self._status.stop()
             self._status = None
             _log_above()
+
+    def pause(self) -> None:
+        """See :class:`tp2.system.drawing.Drawing`."""
+        self._paused = self._status is not None
+        self.stop()
+
+    def go_on(self) -> None:
+        """See :class:`tp2.system.drawing.Drawing`."""
+        if self._paused and self._last != "ready":
+            self.start()
 
 
 def _words(done: set[str], last: str) -> str:
