@@ -41,7 +41,7 @@ class Effort:
     :param fresh: new mappings in each round: rules as well, but of iptables, which takes longest, fewer.
     """
 
-    rounds: int = 7
+    rounds: int = 9
     sizes: tuple[int, ...] = (10, 1_000, 10_000)
     fresh: int = 20
 
@@ -66,7 +66,7 @@ def run(effort: Effort, say: Callable[[str], None]) -> list[Figure]:
         say(f"making {' and '.join(f'{size:,}' for size in effort.sizes)} mappings")
         memory = {size: _fill(daemon, size) for size, daemon in daemons.items()}
         say("new mappings, and processes that set a rule")
-        figures = [_costs(effort, daemons), _memory(memory[max(effort.sizes)])]
+        figures = [*_costs(effort, daemons), _memory(memory[max(effort.sizes)])]
         for size, daemon in daemons.items():
             live = daemon.status()["mappings"]["live"]
             if live != size + total:
@@ -75,12 +75,15 @@ def run(effort: Effort, say: Callable[[str], None]) -> list[Figure]:
     return figures
 
 
-def _costs(effort: Effort, daemons: dict[int, Tp2]) -> Figure:
-    def new(daemon: Tp2, numbers: count[int]) -> float:
-        first = next(numbers) * effort.fresh
-        return 1000 * median(_inside(daemon.box, "bench.inside", "lookups", daemon.port, first, effort.fresh))
+def _costs(effort: Effort, daemons: dict[int, Tp2]) -> list[Figure]:
+    """The median of a round is what a user sees on a machine as busy as it is; the fastest is what the work costs."""
 
-    def process(what: str, size: int) -> float:
+    def new(daemon: Tp2, numbers: count[int]) -> list[float]:
+        first = next(numbers) * effort.fresh
+        times: list[float] = _inside(daemon.box, "bench.inside", "lookups", daemon.port, first, effort.fresh)
+        return times
+
+    def process(what: str, size: int) -> list[float]:
         where = next(iter(daemons.values())).box.internet
         done = where.run(
             *(sys.executable, "-m", "bench.rules", what, str(size), str(max(3, effort.fresh // 4))),
@@ -88,15 +91,24 @@ def _costs(effort: Effort, daemons: dict[int, Tp2]) -> Figure:
             env=_environment(),
         )
         times: list[float] = json.loads(done)
-        return 1000 * median(times)
+        return times
 
-    contenders: dict[str, Callable[[], float]] = {
+    contenders: dict[str, Callable[[], list[float]]] = {
         _who("tp2", size): partial(new, daemon, count()) for size, daemon in daemons.items()
     }
     for what, called in (("nft", "nft process"), ("iptables", "iptables process")):
         contenders |= {_who(called, size): partial(process, what, size) for size in daemons}
-    least = min(daemons)
-    return Figure("one more", "ms", alternate(effort.rounds, contenders), (_who("tp2", least),))
+    found = alternate(effort.rounds, contenders)
+    beside = (_who("tp2", min(daemons)),)
+    return [
+        Figure(
+            f"one more, {words}",
+            "ms",
+            {who: [1000 * of(times) for times in rounds] for who, rounds in found.items()},
+            beside,
+        )
+        for words, of in (("median", median), ("fastest", min))
+    ]
 
 
 def _memory(values: tuple[float, float]) -> Figure:

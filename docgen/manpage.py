@@ -99,14 +99,14 @@ def _synopsis(names: list[str], command: click.Command) -> Iterator[str]:
 
 
 def _options(names: list[str], command: click.Command) -> Iterator[str]:
+    shared = [param for param in command.params if command is not _UP and param in _UP.params]
     with click.Context(command, info_name=names[-1]) as ctx:
         for param in command.get_params(ctx):
             record = param.get_help_record(ctx)
-            shared = command is not _UP and param in _UP.params
-            if record is not None and not shared and "--help" not in param.opts:
+            if record is not None and param not in shared and "--help" not in param.opts:
                 yield from _item(*record)
-    if command is not _UP and any(param in _UP.params for param in command.params):
-        yield from _item("...", "The options of tp2 up: see there.")
+    if shared:
+        yield from _item(", ".join(max(param.opts, key=len) for param in shared), "As for tp2 up.")
 
 
 def _item(name: str, words: str) -> Iterator[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from tp2 import __version__, configuration, settings
 from tp2.control import client
@@ -250,6 +251,19 @@ def mappings(words: tuple[str, ...], watch: bool, sort: str, as_json: bool) -> N
     live.mappings(_runtime(), words=words, sort=sort, watch=watch, as_json=as_json)
 
 
+@cli.command()
+@click.argument("words", metavar="[FILTER]...", nargs=-1)
+@click.option("--sort", type=click.Choice(SORT_KEYS), default="name", show_default=True, help="What comes first.")
+def top(words: tuple[str, ...], sort: str) -> None:
+    """Show mappings, rates, recent DNS questions and the tunnel, live, until q.
+
+    Off a terminal it is printed once. The keys are on the screen's last line.
+    """
+    from tp2.terminal import top as work
+
+    work.top(_runtime(), sort=sort, words=words)
+
+
 @cli.command("map")
 @click.argument(
     "target",
@@ -331,32 +345,21 @@ def down() -> None:
 
 cli.add_command(service_commands.group(up))
 
-#: The options of ``up`` that say which cluster, which endpoint and which resolvers.
-_WHERE = ("kubeconfig", "context", "namespaces", "dns", "cluster_domain", "exclude", "remote", "via")
-_WHO = ("endpoint_namespace", "identity", "host_key", "socks", "ports")
 
-
-def _options_of_up(*names: str) -> Callable[[click.Command], click.Command]:
-    """Add options of ``up`` to a command, so that they mean the same for both."""
-
-    def add(command: click.Command) -> click.Command:
-        command.params[:0] = [option for option in up.params if option.name in names]
-        return command
-
-    return add
-
-
-@_options_of_up(*_WHERE, *_WHO)
 @cli.command(context_settings={"auto_envvar_prefix": "TP2"})
 @click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
 def doctor(as_json: bool, **options: Any) -> None:
     """Find out what is wrong, before or while tp2 is up, and what to mend first.
 
-    Takes the options of 'up' that say where things are. The exit code is 0 if nothing failed, else 1.
+    Takes the options of 'up', from the environment and the configuration file too; if tp2 is up, it is by default as
+    it was told. The exit code is 0 if nothing failed, else 1.
     """
     from tp2.diagnosis import doctor as room
 
-    report = room.examine(Settings(**{**options, "via": Via(options["via"])}), _runtime())
+    source = click.get_current_context().get_parameter_source
+    given = {name for name in options if source(name) is not ParameterSource.DEFAULT}
+    settings = Settings(**{**options, "mode": Mode(options["mode"]), "via": Via(options["via"])})
+    report = room.examine(settings, _runtime(), given)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))
     else:
@@ -367,8 +370,16 @@ def doctor(as_json: bool, **options: Any) -> None:
         raise SystemExit(int(ExitCode.FAILURE))
 
 
+doctor.params += [option for option in up.params if option.name != "detach"]
+
+
 @cli.command()
-@click.argument("target", metavar="NAME[:PORT]|IP:PORT", type=Parsed("target", settings.check_target))
+@click.argument(
+    "target",
+    metavar="NAME[:PORT]|IP:PORT",
+    type=Parsed("target", settings.check_target),
+    shell_complete=completion.mappings,
+)
 @click.option("--connect", is_flag=True, help="Make a connection in the end.")
 @click.option("--json", "as_json", is_flag=True, help="Print an object for programs.")
 def explain(target: str, connect: bool, as_json: bool) -> None:

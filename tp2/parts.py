@@ -15,7 +15,7 @@ from tp2.canary import Canary
 from tp2.capture.capture import Capture
 from tp2.capture.targets import targets
 from tp2.control.server import Answer
-from tp2.diagnosis import trial, way
+from tp2.diagnosis import likewise, trial, way
 from tp2.dns.records import Type
 from tp2.dns.server import DnsServer
 from tp2.dns.upstream import Upstream
@@ -102,6 +102,7 @@ class Parts:
             "recent": recent,
             "namespaces": namespaces,
             "canary": canary,
+            "settings": lambda: likewise.told(self.settings),
             "down": down,
         }
 

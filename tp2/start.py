@@ -16,8 +16,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-import click
-
 from tp2.errors import UsageError
 from tp2.forward.client import StartingHelper
 from tp2.forward.privilege import become, calling_user
@@ -75,9 +73,7 @@ def _refuse_what_cannot_be(settings: Settings) -> None:
 
 
 def _report(progress: Progress, stage: str, outcome: str) -> None:
-    progress.done(stage)
-    click.echo(f"{stage:<8} {outcome}")
-    sys.stdout.flush()
+    progress.done(stage, f"{stage:<8} {outcome}")
     notify.status(f"{stage} {outcome}")
     if stage == "ready":
         notify.ready()

@@ -87,11 +87,13 @@ def test_before_tp2_is_up_nothing_is_reported_of_what_is_well(laptop: Laptop) ->
 
 def test_while_tp2_is_up_the_whole_way_is_tried(laptop: Laptop, up: Callable[..., Up]) -> None:
     running = up()
-    answer = doctor(laptop, *own_endpoint(laptop))
+    # Nobody has to say again what the running one was told.
+    answer = doctor(laptop)
     assert wrong(answer) == []
     states = {finding["check"]: finding["state"] for finding in answer["findings"]}
     for check in ("tp2", "handshake", "forwarding", "connections", "resolver", "rule", "way there and back"):
         assert states[check] == "ok", answer
+    assert "installed" not in states
     assert laptop.mappings() == []
     assert running.stop() == 0
 
@@ -141,10 +143,6 @@ def test_a_user_whom_sudo_refuses(laptop: Laptop) -> None:
 def test_root_without_the_capability(laptop: Laptop) -> None:
     without = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
     assert_first(doctor(laptop, before=without), "privilege", "CAP_NET_ADMIN")
-
-
-def test_a_limit_on_open_files(laptop: Laptop) -> None:
-    assert_first(doctor(laptop, before=["prlimit", "--nofile=200:200"]), "open files", "200", "ulimit")
 
 
 def test_a_port_that_is_taken(laptop: Laptop) -> None:
@@ -298,7 +296,6 @@ def vpn(laptop: Laptop, address: str, *routes: str) -> Iterator[None]:
 def test_a_vpn_with_a_route_over_the_range_of_the_services(laptop: Laptop) -> None:
     with vpn(laptop, "10.8.0.2/24", "10.96.0.0/12"):
         answer = doctor(laptop)
-        assert wrong(doctor(laptop, "--exclude", "10.96.0.0/12")) == []
     assert answer["ok"]
     assert_first(answer, "networks", "10.96.0.0/12", "tun9", "--exclude 10.96.0.0/12", state="warning")
 
@@ -329,15 +326,6 @@ def test_an_endpoint_that_no_node_takes(laptop: Laptop) -> None:
     pod = endpoint_pod(laptop, phase="Pending", conditions=[why], containerStatuses=[])
     with another_cluster(laptop, pod) as kubeconfig:
         assert_first(doctor(laptop, "--kubeconfig", kubeconfig), "ready", "Insufficient memory", "add a node")
-
-
-def test_an_endpoint_whose_image_cannot_be_pulled(laptop: Laptop) -> None:
-    why = {"reason": "ErrImagePull", "message": "manifest unknown"}
-    container = {"name": "sshd", "image": "registry.example/sshd:1", "state": {"waiting": why}, "ready": False}
-    conditions = [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "False"}]
-    pod = endpoint_pod(laptop, phase="Pending", conditions=conditions, containerStatuses=[container])
-    with another_cluster(laptop, pod) as kubeconfig:
-        assert_first(doctor(laptop, "--kubeconfig", kubeconfig), "ready", "registry.example/sshd:1", "--image")
 
 
 def test_an_endpoint_with_another_key_than_the_api_vouches_for(laptop: Laptop) -> None:
@@ -379,14 +367,14 @@ def test_an_endpoint_that_forwards_nothing(laptop: Laptop) -> None:
 def test_a_firewall_that_takes_captured_connections(laptop: Laptop, up: Callable[..., Up]) -> None:
     running = up()
     with connections_taken(laptop):  # type: ignore[attr-defined]
-        assert_first(doctor(laptop, *own_endpoint(laptop)), "rule", "do not arrive", "nft list ruleset")
+        assert_first(doctor(laptop), "rule", "do not arrive", "nft list ruleset")
     assert running.stop() == 0
 
 
 def test_a_firewall_that_drops_the_answers(laptop: Laptop, up: Callable[..., Up]) -> None:
     running = up()
     with answers_dropped(laptop):  # type: ignore[attr-defined]
-        answer = doctor(laptop, *own_endpoint(laptop))
+        answer = doctor(laptop)
     assert_first(answer, "nameservers", "does not answer", "firewall")
     assert any(finding["check"] == "resolver" for finding in wrong(answer))
     assert running.stop() == 0
@@ -409,7 +397,7 @@ def half_dead(laptop: Laptop) -> Iterator[None]:
 def test_a_tunnel_that_is_half_dead(laptop: Laptop, up: Callable[..., Up]) -> None:
     running = up()
     with half_dead(laptop):
-        answer = doctor(laptop, *own_endpoint(laptop))
+        answer = doctor(laptop)
     assert_first(answer, "way there and back", "tunnel", "20 s")
     assert running.stop() == 0
 
@@ -418,11 +406,11 @@ def test_a_tp2_whose_endpoint_is_gone(laptop: Laptop, up: Callable[..., Up]) -> 
     running = up()
     laptop.box.stop_sshd()
     try:
-        # Told the installed endpoint, which is well, it is the running one's that is not.
         answer = doctor(laptop)
     finally:
         laptop.box.start_sshd()
-    assert_first(answer, "connections", "reconnecting", "keeps trying")
+    assert_first(answer, "handshake", "refused", "--remote")
+    assert any("reconnecting" in finding["what"] for finding in wrong(answer))
     assert running.stop() == 0
 
 

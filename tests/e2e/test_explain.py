@@ -74,14 +74,16 @@ def test_what_makes_no_sense_is_refused(laptop: Laptop) -> None:
     assert laptop.tp2("explain", "10.96.1.1").code == 2
 
 
+@pytest.fixture(scope="class")
+def running(laptop: Laptop) -> Iterator[Up]:
+    """A tp2 for all tests of a class."""
+    up = Up(laptop)
+    yield up
+    assert up.stop() == 0
+
+
 class TestWithTp2Up:
     """All of these with one tp2."""
-
-    @pytest.fixture(scope="class")
-    def running(self, laptop: Laptop) -> Iterator[Up]:
-        up = Up(laptop)
-        yield up
-        assert up.stop() == 0
 
     @pytest.fixture(autouse=True)
     def _ready(self, running: Up, laptop: Laptop) -> None:

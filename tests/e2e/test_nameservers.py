@@ -104,6 +104,24 @@ def test_lookups_of_the_clusters_names_and_of_others_do_not_come_into_each_other
     assert running.stop() == 0
 
 
+def test_a_program_that_asks_from_the_same_port_again_is_captured_at_once_and_let_go_at_once(
+    laptop: Laptop, up: Callable[..., Up]
+) -> None:
+    same_port = ("-b", "0.0.0.0#40000")
+    # A firewall that makes the kernel track connections whether tp2 is up or not.
+    laptop.host.run(
+        "nft", "add table ip firewall { chain output { type filter hook output priority 0; ct state new; }; }"
+    )
+    assert laptop.lookup("web.shop", "A", *same_port) == []
+    for _ in range(2):
+        running = up()
+        assert laptop.lookup("web.shop", "A", *same_port) == ["10.96.1.1"]
+        assert running.stop() == 0
+        assert laptop.lookup("web.shop", "A", *same_port) == []
+        assert laptop.lookup(SITE, "A", *same_port) == [SITE_ADDRESS]
+    laptop.host.run("nft", "delete table ip firewall")
+
+
 def test_without_any_nameserver_the_cluster_still_answers_and_others_are_told_why(
     laptop: Laptop, up: Callable[..., Up]
 ) -> None:

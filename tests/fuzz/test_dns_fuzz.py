@@ -106,14 +106,14 @@ def pack(labels: list[bytes], qtype: int, qclass: int, flags: int, size: int | N
     return b"\xab\xcd" + flags.to_bytes(2) + counts + question + qtype.to_bytes(2) + qclass.to_bytes(2) + opt
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=600), st.booleans())
 def test_any_bytes_are_survived(data: bytes, tcp: bool) -> None:
     reply = respond(data, tcp=tcp)
     assert not reply or reply[:2] == data[:2]
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(names, qtypes, st.sampled_from([1, 3, 255]), st.integers(0, 0x7FFF), st.binary(max_size=30), st.integers(0, 300))
 def test_a_mangled_query_is_survived(
     labels: list[bytes], qtype: int, qclass: int, flags: int, junk: bytes, at: int
@@ -124,7 +124,7 @@ def test_a_mangled_query_is_survived(
     respond(data[:at], tcp=False)
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(ascii_names, qtypes, st.one_of(st.none(), st.integers(0, 65535)), st.booleans())
 def test_every_answer_parses_repeats_the_question_and_fits_the_client(
     labels: list[bytes], qtype: int, size: int | None, tcp: bool
@@ -146,7 +146,7 @@ def test_every_answer_parses_repeats_the_question_and_fits_the_client(
 IN_ZONE = ["web", "shop", "many", "outside", "pending", "none", "_http", "_tcp", "svc", "pod", "10-1-0-0", "ns", "dns"]
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(st.lists(st.sampled_from(IN_ZONE), max_size=6), qtypes)
 def test_whatever_exists_in_the_zone_has_parents_that_exist(labels: list[str], qtype: int) -> None:
     exists = False
@@ -159,7 +159,7 @@ def test_whatever_exists_in_the_zone_has_parents_that_exist(labels: list[str], q
         exists = exists or found
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=400), st.binary(max_size=200))
 def test_any_reply_is_survived(data: bytes, tail: bytes) -> None:
     for message in (data, b"\0\0\x80\0\0\1\0\3\0\1\0\0\1a\0\0\1\0\1" + tail):
@@ -172,6 +172,7 @@ def test_any_reply_is_survived(data: bytes, tail: bytes) -> None:
         DNSRecord.parse(build_reply(query, chain.rcode, answers=chain.answers, limit=4096))
 
 
+@settings(deadline=None)
 @given(names, qtypes)
 def test_names_survive_being_text(labels: list[bytes], qtype: int) -> None:
     data = pack(labels, qtype, 1, 0, None)
@@ -180,6 +181,7 @@ def test_names_survive_being_text(labels: list[bytes], qtype: int) -> None:
     assert parse_query(build_query(1, query.name, qtype, like=query)).name == query.name
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100), st.binary(min_size=2, max_size=2), st.binary(min_size=5, max_size=30))
 def test_any_bytes_may_claim_to_be_the_reply(reply: bytes, ident: bytes, question: bytes) -> None:
     if is_reply(reply, ident, question):
@@ -212,8 +214,9 @@ def test_hostile_packets_leave_nothing_behind() -> None:
 
     tracemalloc.start()
     try:
-        before = flood(50)
-        assert flood(500) - before < 20_000
+        # The failures that are kept for a while are full then.
+        before = flood(300)
+        assert flood(1000) - before < 20_000
     finally:
         tracemalloc.stop()
 

@@ -28,15 +28,16 @@ def scripts(workflow: dict[Any, Any]) -> list[str]:
     ]
 
 
-def test_there_is_one_for_linux_and_one_for_pf() -> None:
-    assert [path.name for path in WORKFLOWS] == ["pf.yml", "test.yml"]
+def test_there_is_one_for_linux_one_for_pf_and_one_for_releases() -> None:
+    assert [path.name for path in WORKFLOWS] == ["pf.yml", "release.yml", "test.yml"]
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_a_workflow_is_whole(path: Path) -> None:
     workflow = load(path)
     # YAML 1.1 reads the key "on" as true; GitHub does not.
-    assert {"push", "pull_request"} <= workflow[True].keys()
+    occasions = {"push"} if path.name == "release.yml" else {"push", "pull_request"}
+    assert occasions <= workflow[True].keys()
     assert workflow["permissions"] == {"contents": "read"}
     for job in workflow["jobs"].values():
         assert job["runs-on"]
@@ -44,7 +45,7 @@ def test_a_workflow_is_whole(path: Path) -> None:
         assert job["steps"][0]["uses"].startswith("actions/checkout@")
         assert all(("uses" in step) != ("run" in step) for step in job["steps"])
         # A version is named: what runs today runs tomorrow.
-        assert all(re.fullmatch(r"[\w./-]+@v\d+", step["uses"]) for step in job["steps"] if "uses" in step)
+        assert all(re.fullmatch(r"[\w./-]+@(release/)?v\d+", step["uses"]) for step in job["steps"] if "uses" in step)
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
@@ -65,3 +66,15 @@ def test_the_live_test_is_switched_on_there_and_watches_its_own_files() -> None:
     assert workflow[True]["push"] == workflow[True]["pull_request"]
     for pattern in workflow[True]["push"]["paths"]:
         assert list(ROOT.glob(pattern.replace("/**", "/*"))), pattern
+
+
+def test_only_a_tag_is_published_and_only_what_was_tried() -> None:
+    workflow = load(ROOT / ".github" / "workflows" / "release.yml")
+    assert workflow[True]["push"] == {"tags": ["v*"]}
+    jobs = workflow["jobs"]
+    assert jobs["publish"]["needs"] == "try"
+    assert jobs["try"]["needs"] == "build"
+    assert jobs["publish"]["if"] == "github.ref_type == 'tag'"
+    # The right to publish is one job's, which builds nothing and runs nothing of ours.
+    assert [name for name, job in jobs.items() if "id-token" in job.get("permissions", {})] == ["publish"]
+    assert not any("scripts/" in script or "pip" in script for script in scripts({"jobs": {"p": jobs["publish"]}}))

@@ -32,8 +32,8 @@ REST: Final = 5.0
 #: that nobody is there, rather than be sent to whoever has the address elsewhere.
 GRACE: Final = 30.0
 
-#: Addresses in one commit: one takes the kernel about 20 ms, and lookups have to wait for it.
-AT_A_TIME: Final = 2000
+#: Addresses in one commit: it takes the helper about 10 ms, for which lookups have to wait.
+AT_A_TIME: Final = 500
 
 #: Addresses that are judged before others have their turn.
 SLICE: Final = 500

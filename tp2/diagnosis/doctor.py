@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 from tp2.cluster import lean
+from tp2.control import client
+from tp2.diagnosis import likewise
 from tp2.diagnosis.endtoend import EndToEnd, status_of
 from tp2.diagnosis.forwarding import Forwarding
 from tp2.diagnosis.kubernetes import LOGIN, Kubernetes
@@ -15,7 +18,7 @@ from tp2.diagnosis.machine import Machine
 from tp2.diagnosis.model import Finding, Place, Report, failed_by, not_applicable, ok, placed
 from tp2.diagnosis.naming import Naming
 from tp2.diagnosis.remote import HANDSHAKE, OPENING, Remote
-from tp2.diagnosis.running import Check, run
+from tp2.diagnosis.running import Check, in_thread, run
 from tp2.diagnosis.surroundings import Surroundings
 from tp2.errors import Tp2Error
 from tp2.runtime import RuntimeDirectory
@@ -28,24 +31,31 @@ _ROOM: Final = 2.0
 def examine(
     settings: Settings,
     runtime: RuntimeDirectory,
+    given: Collection[str] = (),
     machine: Machine | None = None,
     now: Callable[[], float] = time.time,
 ) -> Report:
     """Look at everything, and report it.
 
-    :param settings: as ``tp2 up`` is, or would be, given them.
+    :param settings: as ``tp2 up`` would be given them.
+    :param given: the names of those that somebody has really given: all others are a running tp2's, if one runs.
     :param machine: what to look at in this one's place.
     :param now: this machine's clock.
     """
     lean.prepare()
-    return asyncio.run(look(settings, runtime, machine or Machine(), now))
+    return asyncio.run(_look(settings, runtime, given, machine or Machine(), now))
 
 
-async def look(
-    settings: Settings, runtime: RuntimeDirectory, machine: Machine, now: Callable[[], float] = time.time
+async def _look(
+    settings: Settings,
+    runtime: RuntimeDirectory,
+    given: Collection[str],
+    machine: Machine,
+    now: Callable[[], float],
 ) -> Report:
-    """See :func:`examine`."""
     status, trouble = await status_of(runtime)
+    if status is not None:
+        settings = await _as_running(settings, runtime, given)
     kubernetes = Kubernetes(settings, now)
     remote = Remote(settings, kubernetes)
     naming = Naming(machine, settings)
@@ -64,6 +74,15 @@ async def look(
     findings = (*placed([_tp2(status, trouble)], "tp2", Place.MACHINE, 0.0), *report.findings)
     # Routes are this machine's, and can be judged only when the cluster's addresses are known.
     return Report(tuple(sorted(findings, key=lambda finding: list(Place).index(finding.place))))
+
+
+async def _as_running(settings: Settings, runtime: RuntimeDirectory, given: Collection[str]) -> Settings:
+    # A tp2 of another version may not tell, or tell something else.
+    with contextlib.suppress(Tp2Error, TimeoutError, KeyError, TypeError, ValueError):
+        async with asyncio.timeout(_ROOM):
+            words = await in_thread(lambda: client.ask(runtime, "settings"))
+        return likewise.adopted(settings, words, given)
+    return settings
 
 
 def _tp2(status: dict[str, Any] | None, trouble: Tp2Error | None) -> Finding:

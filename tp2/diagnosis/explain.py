@@ -90,8 +90,7 @@ class _Walk:
         names = expansions(self._host, conf, absolute=absolute)
         answer = await self._ask(names=names)
         self._resolver(conf, answer)
-        decisive = self._names(names, answer)
-        await self._look_up(decisive, answer)
+        await self._look_up(self._names(names, answer), answer)
         # The lookup has made the mappings, as that of any program would have.
         return await self._ask(names=names, test=True)
 
@@ -132,34 +131,22 @@ class _Walk:
         self._step("resolver", ok(f"programs ask {', '.join(conf.nameservers)}, whose queries come to tp2"))
 
     def _names(self, names: list[str], answer: dict[str, Any]) -> dict[str, Any]:
-        """Tell who answers each name until one has an answer; return that one."""
+        """Tell who answers each name until one has an answer; return that one, or else the first of the cluster's."""
         if len(names) > 1:
             self._step("search list", ok(f"asks for {', then '.join(names)}"))
-        decisive: dict[str, Any] | None = None
+        unanswered: dict[str, Any] | None = None
         for entry in answer["names"]:
             if entry["who"] == "upstream":
                 # Whether somebody else has it is for them to say; the cluster does not know it.
                 self._step(entry["name"], ok(f"asked of {', '.join(answer['upstream'])}: {entry['why']}"))
-                continue
-            if entry["records"]:
+            elif entry["records"]:
                 first = "the cluster, if nobody else has it" if entry["who"] == "upstream first" else "the cluster"
                 self._step(entry["name"], ok(f"{first}: {entry['why']}: {', '.join(entry['records'])}"))
                 return dict(entry)
-            if decisive is None:
-                decisive = entry
-        if decisive is not None:
-            near = f"; there is {answer['near']}" if answer["near"] else ""
-            synced = answer["cluster"]["synced"]
-            stale = "" if synced else f"; and tp2 is not in touch with the cluster: {answer['cluster']['last_error']}"
-            self._break(
-                decisive["name"],
-                failed(
-                    f"the cluster answers {decisive['rcode']}",
-                    f"{decisive['why']}{near}{stale}",
-                    _remedy_for(decisive, self._host),
-                ),
-            )
-        return dict(answer["names"][0]) if answer["names"] else {}
+            else:
+                # A resolver goes on with the next name.
+                unanswered = unanswered or entry
+        return dict(unanswered or answer["names"][0])
 
     async def _look_up(self, decisive: dict[str, Any], answer: dict[str, Any]) -> None:
         began = time.monotonic()
@@ -170,6 +157,8 @@ class _Walk:
         except TimeoutError:
             self._break("lookup", _no_lookup(f"no answer within {LOOKUP:g} s", answer), began)
         except OSError as error:
+            if decisive["who"] != "upstream" and not decisive["records"]:
+                self._break(decisive["name"], _no_answer(decisive, self._host, answer), began)
             self._break("lookup", _no_lookup(error.strerror or str(error), answer), began)
         self._addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         expected = {record for record in decisive.get("records", ()) if not record.startswith("CNAME ")}
@@ -364,6 +353,13 @@ async def _connect(address: str, port: int) -> str | None:
         except OSError as error:
             return f"it is open for a moment, and then: {error.strerror or error}"
     return None
+
+
+def _no_answer(entry: dict[str, Any], host: str, answer: dict[str, Any]) -> Finding:
+    near = f"; there is {answer['near']}" if answer["near"] else ""
+    cluster = answer["cluster"]
+    stale = "" if cluster["synced"] else f"; and tp2 is not in touch with the cluster: {cluster['last_error']}"
+    return failed(f"the cluster answers {entry['rcode']}", f"{entry['why']}{near}{stale}", _remedy_for(entry, host))
 
 
 def _no_lookup(why: str, answer: dict[str, Any]) -> Finding:

@@ -13,9 +13,10 @@ import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple, Self
 
-#: Protocols: rtnetlink(7) and sock_diag(7).
+#: Protocols: rtnetlink(7), sock_diag(7), and netfilter's (netlink(7)).
 ROUTE: Final = 0
 SOCK_DIAG: Final = 4
+NETFILTER: Final = 12
 
 _HEADER: Final = struct.Struct("=IHHII")
 _REQUEST: Final = 0x1
@@ -36,7 +37,7 @@ class Message(NamedTuple):
 class Netlink:
     """A netlink socket; in blocking mode, and used for one thing at a time.
 
-    :param protocol: :data:`ROUTE` or :data:`SOCK_DIAG`.
+    :param protocol: :data:`ROUTE`, :data:`SOCK_DIAG` or :data:`NETFILTER`.
     :param groups: the bits of the multicast groups to be told of.
 
     :raises OSError: the kernel has no such protocol.

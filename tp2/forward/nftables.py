@@ -33,6 +33,7 @@ from typing import Any, Final, NoReturn
 
 from tp2.errors import AlreadyRunning, ForwarderError, PrivilegeError
 from tp2.forward import nftables_needs
+from tp2.forward.flows import forget_dns
 from tp2.forward.libnftables import Session
 from tp2.forward.nftables_table import MARK, REDIRECT, REFUSE, SKELETON, TABLE
 from tp2.forward.orphans import end_orphans
@@ -93,6 +94,7 @@ class Nftables:
         commands += _of_family("add element", "dns", wanted)
         self._commit(commands)
         former, self._nameservers = self._nameservers, wanted
+        forget_dns(wanted ^ former)
         self._route(filter(_is_elsewhere, wanted - former), filter(_is_elsewhere, former - wanted))
 
     def update(self, add: Sequence[Redirect], remove: Sequence[Destination]) -> None:
@@ -208,6 +210,7 @@ class Nftables:
         """See :meth:`tp2.forward.rules.Rules.close`; the kernel removes the table with the socket."""
         if self._session is not None:
             self._session.close()
+            forget_dns(self._nameservers)
         if self._stopgap is not None:
             self._stopgap.close()
         self._session = None

@@ -3,13 +3,15 @@
 Without any route ``connect()`` fails before a rule is looked at: on a machine that is offline, and for IPv6 wherever
 only IPv4 leads out. So while the kernel has no other route for a captured address, it gets one into a device of our
 own. It is a TUN device that nobody keeps: the kernel removes it, and every route into it, when the descriptor that
-made it closes, SIGKILL included. The device is made when the first address needs it. It has no address, so that no
-program takes it for a network: to IPv4 the routes name 127.0.0.1 as their source, and for IPv6 the kernel takes ::1
-where the machine has nothing better. Nothing ever leaves by it: what is redirected takes another way, and everything
-else is refused at once, as it would have been without a route (:mod:`tp2.forward.nftables`).
+made it closes, SIGKILL included. The device is made when the first address needs it. To IPv4 the routes name 127.0.0.1
+as their source. IPv6 takes no source of another interface, and a machine without a global address would offer its
+link-local one, which nobody can answer from ::1; so the device has an address, of a network of its own (RFC 4193), and
+deprecated (RFC 4862 section 5.5.4), so that whatever else the machine has is taken before it. Nothing ever leaves by
+it: what is redirected takes another way, and everything else is refused at once, as it would have been without a route
+(:mod:`tp2.forward.nftables`).
 
-A host route is more specific than what a VPN or a network manager may add later. So the kernel's own notifications
-are followed, and a stopgap goes as soon as there is another way.
+A host route is more specific than what a VPN or a network manager may add later. So the kernel's own notifications are
+followed, and a stopgap goes as soon as there is another way.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import errno
 import fcntl
 import ipaddress
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterable
@@ -52,8 +55,26 @@ _IPV4_DEVCONF_ROUTE_LOCALNET: Final = 26
 _IFLA_INET6_ADDR_GEN_MODE: Final = 8
 _IN6_ADDR_GEN_MODE_NONE: Final = 1
 _IFF_UP: Final = 1
+_RTM_NEWADDR: Final = 20
+_IFA_ADDRESS: Final = 1
+_IFA_CACHEINFO: Final = 6
+_IFA_FLAGS: Final = 8
+_IFA_F_NODAD_NOPREFIXROUTE: Final = 0x2 | 0x200
 # struct ifinfomsg: family, type, index, flags, change.
 _LINK: Final = struct.Struct("=BxHiII")
+
+# struct ifaddrmsg: family, prefix length, flags, scope, index.
+_ADDRESS: Final = struct.Struct("=BBBBI")
+# struct ifa_cacheinfo: preferred and valid for so many seconds, created, changed.
+_DEPRECATED_FOR_EVER: Final = struct.pack("=IIII", 0, 0xFFFFFFFF, 0, 0)
+
+#: The device's address, whose 40 bits were drawn once: see above.
+SOURCE6: Final = "fd5c:f194:724b::1"
+
+#: Seconds for the kernel to make an address usable that needs no search for duplicates: it takes milliseconds.
+PATIENCE: Final = 2
+
+_RTNLGRP_IPV6_ROUTE: Final = 0x400
 
 # RTNLGRP_LINK, _IPV4_ROUTE, _IPV4_RULE, _IPV6_ROUTE, _IPV6_RULE
 _GROUPS: Final = 0x1 | 0x40 | 0x80 | 0x400 | 0x40000
@@ -207,6 +228,25 @@ class Stopgap:
             body += attribute(RTA_PREFSRC, socket.inet_aton("127.0.0.1"))
         return body
 
+    def _add_our_address(self) -> None:
+        """Give the device its IPv6 address, and return when it can be answered: the kernel does that a little later."""
+        with Netlink(netlink.ROUTE, _RTNLGRP_IPV6_ROUTE) as told:
+            self._asking.change(_RTM_NEWADDR, self._our_address(), _NLM_F_CREATE)
+            address = socket.inet_pton(socket.AF_INET6, SOURCE6)
+            waiting = select.poll()
+            waiting.register(told, select.POLLIN)
+            while waiting.poll(1000 * PATIENCE):
+                for message in told.pending():
+                    said = netlink.attributes(message.payload, ROUTE.size)
+                    if message.kind == routes.RTM_NEWROUTE and said.get(RTA_DST) == address:
+                        return
+
+    def _our_address(self) -> bytes:
+        body = _ADDRESS.pack(socket.AF_INET6, 128, 0, 0, self._index)
+        body += attribute(_IFA_ADDRESS, socket.inet_pton(socket.AF_INET6, SOURCE6))
+        body += attribute(_IFA_FLAGS, struct.pack("=I", _IFA_F_NODAD_NOPREFIXROUTE))
+        return body + attribute(_IFA_CACHEINFO, _DEPRECATED_FOR_EVER)
+
     def _make_device(self) -> bool:
         assert self._tun is not None
         try:
@@ -222,6 +262,9 @@ class Stopgap:
                 if error.errno != errno.EAFNOSUPPORT:
                     raise
             self._asking.change(_RTM_NEWLINK, _LINK.pack(socket.AF_UNSPEC, 0, self._index, _IFF_UP, _IFF_UP))
+            # Where IPv6 is switched off there is nothing to have a source for.
+            with contextlib.suppress(OSError):
+                self._add_our_address()
         except OSError as error:
             os.close(self._tun)
             self._tun, self._index = None, 0

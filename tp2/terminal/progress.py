@@ -7,6 +7,8 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
+import click
+
 if TYPE_CHECKING:
     from rich.status import Status
 
@@ -42,24 +44,29 @@ class Progress:
 
     def start(self) -> None:
         """Show the line, if there is a terminal to show it on."""
-        if not sys.stderr.isatty():
+        # With only one of them on it, the line and what goes elsewhere would be in each other's way.
+        if not (sys.stdout.isatty() and sys.stderr.isatty()):
             return
         from rich.console import Console
 
-        console = Console(stderr=True)
+        console = Console()
         if console.is_dumb_terminal:
             return
         self._status = console.status(_words(self._done, ""), spinner="dots")
         self._status.start()
         _log_above()
 
-    def done(self, stage: str) -> None:
-        """Wait for what comes after *stage*; nothing comes after ``ready``."""
+    def done(self, stage: str, line: str) -> None:
+        """Print the *line* of a stage that is done, and wait for what comes after; nothing comes after ``ready``."""
         self._done.add(stage)
         if stage == "ready":
             self.stop()
-        elif self._status is not None:
-            self._status.update(_words(self._done, stage))
+        if self._status is None:
+            click.echo(line)
+            sys.stdout.flush()
+            return
+        self._status.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._status.update(_words(self._done, stage))
 
     def stop(self) -> None:
         """Take the line away."""

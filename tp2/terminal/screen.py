@@ -27,19 +27,20 @@ class Column(NamedTuple):
 
 
 _COLUMNS = [
-    Column("name", lambda row: str(row["name"])),
+    Column("name", lambda row: _safe(row["name"])),
     Column("address", lambda row: _pair(row["address"], row["port"])),
-    Column("local", lambda row: _pair(row["local_address"], row["local_port"])),
+    Column("local", lambda row: _pair(row["local_address"], row["local_port"]), from_width=60),
     Column("state", lambda row: _styled(row["state"])),
     Column("open", lambda row: str(row["connections"]), "right"),
-    Column("total", lambda row: str(row["total_connections"]), "right"),
-    Column("sent", lambda row: _bytes(row["bytes_sent"]), "right", 100),
-    Column("received", lambda row: _bytes(row["bytes_received"]), "right", 100),
+    Column("total", lambda row: str(row["total_connections"]), "right", 60),
+    Column("sent", lambda row: in_bytes(row["bytes_sent"]), "right", 100),
+    Column("received", lambda row: in_bytes(row["bytes_received"]), "right", 100),
     Column("last used", lambda row: _ago(row["last_used"]), "right", 120),
     Column("expires in", lambda row: "-" if row["expires_in"] is None else _duration(row["expires_in"]), "right", 120),
 ]
 
-_STATE_STYLES = {
+#: How states are shown, where there are colours.
+STATE_STYLES = {
     "active": "green",
     "pinned": "cyan",
     "ready": "green",
@@ -48,6 +49,9 @@ _STATE_STYLES = {
     "degraded": "red",
 }
 
+
+#: Characters that a rate needs with the space before it.
+_WIDTH_OF_RATES = 12
 
 #: What is shown besides while they are watched.
 _RATES = [
@@ -61,21 +65,21 @@ def mappings(answer: dict[str, Any], *, filtered: bool = False) -> None:
 
     :param filtered: whether there may be others that were not asked for.
     """
-    console = _console()
-    console.print(_mappings(answer, console, filtered=filtered))
+    out = console()
+    out.print(_mappings(answer, out, filtered=filtered))
 
 
 @contextmanager
 def live_mappings(*, filtered: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Give a function that shows an answer in the place of the one before; where there is no terminal, below it."""
-    console = _console()
-    if not console.is_terminal:
-        yield lambda answer: console.print(_mappings(answer, console, filtered=filtered))
+    out = console()
+    if not out.is_terminal:
+        yield lambda answer: out.print(_mappings(answer, out, filtered=filtered))
         return
-    with Live(console=console, auto_refresh=False, vertical_overflow="ellipsis") as live:
+    with Live(console=out, auto_refresh=False, vertical_overflow="ellipsis") as live:
 
         def show(answer: dict[str, Any]) -> None:
-            live.update(_mappings(answer, console, filtered=filtered), refresh=True)
+            live.update(_mappings(answer, out, filtered=filtered), refresh=True)
 
         yield show
 
@@ -89,9 +93,10 @@ def _mappings(answer: dict[str, Any], console: Console, *, filtered: bool) -> Ta
             return "No connections yet: each destination appears here with its first."
         return "No mappings yet: look a service up by name, and its ports appear here."
     # A narrow terminal shows what tells mappings apart, whole, rather than all of it in pieces.
-    columns = [column for column in _COLUMNS if column.from_width <= console.width]
-    if "sent_rate" in rows[0]:
-        columns[6:6] = _RATES
+    rates = _RATES if "sent_rate" in rows[0] else []
+    columns = [column for column in _COLUMNS if column.from_width <= console.width - _WIDTH_OF_RATES * len(rates)]
+    at = next((i for i, column in enumerate(columns) if column.heading == "sent"), len(columns))
+    columns[at:at] = rates
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column.heading, justify=column.justify, no_wrap=True)
@@ -113,34 +118,37 @@ def status(answer: dict[str, Any]) -> None:
     synced = "synced" if cluster["synced"] else "[red]not in touch with the API[/]"
     if not cluster["synced"] and cluster.get("as_of"):
         synced += f", answers as of {_ago(cluster['as_of'])}"
-    table.add_row("cluster", f"{cluster['context']} at {cluster['server']}: {cluster['services']} services, {synced}")
+    where = f"{_safe(cluster['context'])} at {_safe(cluster['server'])}"
+    table.add_row("cluster", f"{where}: {cluster['services']} services, {synced}")
     if cluster.get("last_error") and not cluster["synced"]:
-        table.add_row("", f"[red]{cluster['last_error']}[/]")
+        table.add_row("", f"[red]{_safe(cluster['last_error'])}[/]")
     if cluster.get("scope"):
         table.add_row("", f"only the namespaces {', '.join(cluster['scope'])}")
-    table.add_row("tunnel", f"{tunnel['remote']}: {tunnel['state']}, {tunnel['reconnects']} reconnects")
+    table.add_row("tunnel", f"{_safe(tunnel['remote'])}: {tunnel['state']}, {tunnel['reconnects']} reconnects")
     if tunnel.get("through"):
-        table.add_row("", f"through {tunnel['through']}")
+        table.add_row("", f"through {_safe(tunnel['through'])}")
     if tunnel["last_error"] and tunnel["state"] != "connected":
-        table.add_row("", f"[red]{tunnel['last_error']}[/]")
+        table.add_row("", f"[red]{_safe(tunnel['last_error'])}[/]")
     canary = answer.get("canary")
     if canary and not canary["ok"]:
-        table.add_row("test", f"[red]{canary['why']}[/]")
-        table.add_row("", canary["remedy"])
-    table.add_row("dns", f"{dns['listen']}, captures {', '.join(dns['captured'])}, asks {', '.join(dns['upstream'])}")
+        table.add_row("test", f"[red]{_safe(canary['why'])}[/]")
+        table.add_row("", _safe(canary["remedy"]))
+    table.add_row(
+        "dns", _safe(f"{dns['listen']}, captures {', '.join(dns['captured'])}, asks {', '.join(dns['upstream'])}")
+    )
     counts = f"{dns['cluster_answers']} answered, {dns['forwarded']} forwarded, {dns['failures']} failed"
     table.add_row("", f"{dns['queries']} queries: {counts}")
-    table.add_row("socks", answer["socks"]["listen"])
+    table.add_row("socks", _safe(answer["socks"]["listen"]))
     _add_capture(table, answer)
-    _console().print(table)
+    console().print(table)
 
 
 def configuration(answer: dict[str, Any]) -> None:
     """Print the table of ``tp2 config``."""
-    console = _console()
+    out = console()
     if (file := answer["file"]) is not None:
-        console.print(f"file: {file['path']}{'' if file['exists'] else ' (there is none)'}", markup=False)
-    console.print(f"runtime directory: {answer['runtime_dir']}", markup=False)
+        out.print(f"file: {file['path']}{'' if file['exists'] else ' (there is none)'}", markup=False)
+    out.print(f"runtime directory: {answer['runtime_dir']}", markup=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("option", no_wrap=True)
     table.add_column("value", overflow="fold")
@@ -155,7 +163,7 @@ def configuration(answer: dict[str, Any]) -> None:
             Text(row["words"], style="dim") if row["words"] else Text(_written(value)),
             Text(source, style="" if row["source"] == "default" else "cyan"),
         )
-    console.print(table)
+    out.print(table)
 
 
 def _written(value: Any) -> str:
@@ -172,7 +180,7 @@ def _add_capture(table: Table, answer: dict[str, Any]) -> None:
         table.add_row("mappings", f"{mappings['live']} of at most {mappings['capacity']}")
     if mappings["failed_lookups"]:
         words = f"{mappings['failed_lookups']} lookups failed for want of room, the last one"
-        table.add_row("", f"[red]{words} {_ago(mappings['last_failed'])}: {mappings['why']}[/]")
+        table.add_row("", f"[red]{words} {_ago(mappings['last_failed'])}: {_safe(mappings['why'])}[/]")
     refused = capture["refused"]
     if refused["connections"]:
         most = ", ".join(
@@ -182,13 +190,13 @@ def _add_capture(table: Table, answer: dict[str, Any]) -> None:
     for group in capture["left_alone"]:
         more = f" and {group['count'] - len(group['addresses'])} more"
         named = ", ".join(group["addresses"]) + (more if group["count"] > len(group["addresses"]) else "")
-        table.add_row("left alone", f"{named}: {group['why']}")
+        table.add_row("left alone", _safe(f"{named}: {group['why']}"))
     if capture["containers"]:
         table.add_row("containers", ", ".join(capture["containers"]))
 
 
 def _styled(state: str) -> str:
-    style = _STATE_STYLES.get(state)
+    style = STATE_STYLES.get(state)
     return f"[{style}]{state}[/]" if style else state
 
 
@@ -197,10 +205,21 @@ def _pair(address: str, port: int) -> str:
 
 
 def _rate(count: float) -> str:
-    return f"{_bytes(count)}/s" if count else "-"
+    return f"{in_bytes(count)}/s" if count else "-"
 
 
-def _bytes(count: float) -> str:
+def printable(text: object) -> str:
+    """Return *text* without what a terminal would take for orders: some of it comes from servers."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text))
+
+
+def _safe(text: object) -> str:
+    """Return *text* so that neither the terminal nor rich's markup takes any of it for something else."""
+    return escape(printable(text))
+
+
+def in_bytes(count: float) -> str:
+    """Return *count* with a unit of bytes, in about four characters."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
@@ -214,12 +233,17 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
+def in_words(time: str) -> str:
+    """Return how long ago *time*, RFC 3339, was."""
+    return _ago(time, "")
+
+
 def _ago(time: str, suffix: str = " ago") -> str:
     passed = datetime.now(UTC) - datetime.fromisoformat(time)
     return _duration(max(0.0, passed.total_seconds())) + suffix
 
 
-def _console() -> Console:
-    """Return the console; where there is no terminal to fit, lines are as long as they need to be."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
+def console() -> Console:
+    """Return the console of standard output; without a terminal to fit, lines are as long as they need to be."""
+    out = Console()
+    return out if out.is_terminal else Console(width=200)

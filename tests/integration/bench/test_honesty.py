@@ -101,3 +101,16 @@ def test_the_whole_dns_bench_runs(tmp_path: Path) -> None:
         assert set(row) == {"bench", "figure", "contender", "median", "min", "max", "unit", "ratio_to"}
         assert row["bench"] == "dns"
         assert 0 < row["min"] <= row["median"] <= row["max"]
+
+
+@pytest.mark.skipif(shutil.which("iptables", path=SEARCH_PATH) is None, reason="scripts/bench installs iptables")
+def test_the_whole_mappings_bench_runs(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "bench", "mappings", "--quick", "--json", str(file)]
+    root = Path(__file__).parents[3]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())
+    costs = {row["contender"] for row in rows if row["figure"] == "one more, median"}
+    assert costs == {f"{who}, {size} live" for who in ("tp2", "nft process", "iptables process") for size in (10, 200)}
+    assert any(row["figure"] == "memory of a live mapping" and row["unit"] == "KiB" for row in rows)

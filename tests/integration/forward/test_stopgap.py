@@ -13,7 +13,7 @@ import pytest
 from tests.integration.forward.kit import PATIENCE, Helper, Sockets, arrives, network, running
 from tp2.forward import protocol
 from tp2.forward.protocol import CaptureDns, Cluster, Refused, Update
-from tp2.forward.stopgap import DEVICE
+from tp2.forward.stopgap import DEVICE, SOURCE6
 from tp2.sandbox.namespaces import Host
 from tp2.types import Destination, Redirect
 
@@ -61,7 +61,7 @@ def test_offline_a_captured_address_is_reached_all_the_same(
         helper.ask(Update((Redirect(web, 20000),), ()))
         connection = there.connect(web)
         accepted = arrives(connection, listener)
-        assert connection.getsockname()[0] == loopback
+        assert connection.getsockname()[0] == (SOURCE6 if web.is_ipv6 else loopback)
         connection.sendall(b"there")
         assert accepted.recv(10) == b"there"
         accepted.sendall(b"and back")
@@ -73,6 +73,35 @@ def test_offline_a_captured_address_is_reached_all_the_same(
         helper.ask(Update((), (web,)))
         with pytest.raises(OSError, match="Network is unreachable"):
             there.connect(web)
+
+
+def test_a_link_local_address_is_not_what_a_captured_connection_comes_from(offline: Host, there: Sockets) -> None:
+    """As on a network that has IPv4 only: nobody could answer such an address from ::1."""
+    offline.shell("ip link add eth0 type veth peer name other; ip link set eth0 up; ip link set other up")
+    offline.shell("until ip -6 addr show dev eth0 scope link -tentative | grep -q fe80; do sleep 0.05; done")
+    listener = there.listen("::1", 20000)
+    with running(offline) as helper:
+        helper.ask(Update((Redirect(WEB6, 20000),), ()))
+        connection = there.connect(WEB6)
+        accepted = arrives(connection, listener)
+        connection.sendall(b"there")
+        assert accepted.recv(10) == b"there"
+        accepted.sendall(b"and back")
+        assert connection.recv(10) == b"and back"
+
+
+def test_an_address_that_the_machine_has_is_taken_before_the_stopgaps(offline: Host, there: Sockets) -> None:
+    offline.shell("""
+        ip link add eth0 type veth peer name other
+        ip link set eth0 up
+        ip link set other up
+        ip -6 addr add 2001:db8::10/64 dev eth0 nodad""")
+    listener = there.listen("::1", 20000)
+    with running(offline) as helper:
+        helper.ask(Update((Redirect(WEB6, 20000),), ()))
+        connection = there.connect(WEB6)
+        arrives(connection, listener)
+        assert connection.getsockname()[0] == "2001:db8::10"
 
 
 @families
