@@ -128,3 +128,5 @@ def _detach(runtime: RuntimeDirectory, progress: Progress) -> Callable[[str, str
 def _log_to_stderr(*, verbose: bool) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("tp2").setLevel(logging.DEBUG if verbose else logging.INFO)
+    # It complains of an event that comes while a watch is given up, which is no trouble: we look at the files then.
+    logging.getLogger("watchdog").setLevel(logging.CRITICAL)

@@ -23,6 +23,9 @@ _LISTS = {"contexts": "context", "clusters": "cluster", "users": "user"}
 _FILE_KEYS = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
 _LIBRARY_PROVIDERS = ("gcp", "oidc")
 
+# libyaml's where there is one: a kubeconfig of a few hundred clusters would otherwise hold up the whole daemon.
+_LOADER: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -80,7 +83,7 @@ def select(paths: Sequence[Path], context: str | None, *, all_must_exist: bool) 
 
 def _read(path: Path, must_exist: bool) -> dict[str, object] | None:
     try:
-        document = yaml.safe_load(path.read_bytes())
+        document = yaml.load(path.read_bytes(), Loader=_LOADER)  # noqa: S506 - both are safe loaders
     except FileNotFoundError:
         if not must_exist:
             return None
