@@ -37,15 +37,17 @@ class Tp2:
     the command was given.
     """
 
-    def __init__(self, box: Sandbox, *options: str) -> None:
-        """:raises Tp2Error: it did not come up."""
+    def __init__(self, box: Sandbox, *options: str, installed: bool = False) -> None:
+        """:param installed: see :meth:`tp2.sandbox.box.Sandbox.up_command`.
+        :raises Tp2Error: it did not come up.
+        """
         self.box = box
         self.began = time.monotonic()
         self.stages: dict[str, float] = {}
         self._log = box.directory / "tp2.log"
         with self._log.open("wb") as log:
             self._process = box.laptop.start(
-                *box.up_command(*options),
+                *box.up_command(*options, installed=installed),
                 env=box.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

@@ -1,8 +1,8 @@
 """Where the byte path is measured: a sandbox of its own for each contender, all of them alike.
 
 In its cluster run nginx and iperf3's server, each on the address of a service, and dnsmasq as the cluster's DNS. The
-kernel there counts what comes, by whom: from the SSH server on the same host, or from the laptop itself. That is how
-it is known who carried the bytes.
+kernel there counts what comes, by whom: from the SSH server on the same host, or from the laptop itself; and what the
+SSH server, or the API server in front of it, exchanges with the laptop. That is how it is known who carried the bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from tp2.errors import Tp2Error
-from tp2.sandbox.box import SSH_PORT, Sandbox
+from tp2.sandbox.box import API_PORT, SSH_PORT, Sandbox
 from tp2.sandbox.objects import endpoint_slice, namespace, service
 
 #: The services, and the address of the cluster's DNS.
@@ -69,21 +69,21 @@ http {{
 # What a payload passes on its way, in both directions. Locally means: from a process on the cluster's host itself.
 _COUNTERS: Final = f"""
 table inet bench {{
-    counter up_ssh {{ }}
-    counter down_ssh {{ }}
+    counter up_tunnel {{ }}
+    counter down_tunnel {{ }}
     counter up_straight {{ }}
     counter down_straight {{ }}
     counter up_local {{ }}
     counter down_local {{ }}
     chain input {{
         type filter hook input priority 0;
-        iif eth0 tcp dport {SSH_PORT} counter name up_ssh
+        iif eth0 tcp dport {{ {SSH_PORT}, {API_PORT} }} counter name up_tunnel
         iif eth0 ip daddr {SERVICES} meta l4proto tcp counter name up_straight
         iif lo ip daddr {SERVICES} meta l4proto tcp counter name up_local
     }}
     chain output {{
         type filter hook output priority 0;
-        oif eth0 tcp sport {SSH_PORT} counter name down_ssh
+        oif eth0 tcp sport {{ {SSH_PORT}, {API_PORT} }} counter name down_tunnel
         oif eth0 ip saddr {SERVICES} meta l4proto tcp counter name down_straight
         oif lo ip saddr {SERVICES} meta l4proto tcp counter name down_local
     }}
@@ -94,8 +94,8 @@ table inet bench {{
 class Carried(NamedTuple):
     """Bytes that the cluster's kernel saw, headers included, by direction and by way."""
 
-    up_ssh: int
-    down_ssh: int
+    up_tunnel: int
+    down_tunnel: int
     up_straight: int
     down_straight: int
     up_local: int

@@ -7,6 +7,7 @@ there are; to add one is to add a line there.
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import subprocess
 import time
@@ -17,7 +18,7 @@ from typing import Any, ClassVar, Final
 from bench.contenders import PATIENCE, Tp2
 from bench.site import DNS, IPERF_NAME, SERVICES, WEB_NAME, Carried, Site
 from tp2.errors import Tp2Error
-from tp2.sandbox.box import NAMESERVER, NODE, SSH_PORT
+from tp2.sandbox.box import ENDPOINT_POD, NAMESERVER, NODE, SSH_PORT
 
 #: The peers that come from PyPI; scripts/bench makes it.
 PEERS: Final = Path(__file__).parent.parent / ".venv-bench" / "bin"
@@ -70,10 +71,10 @@ class Way:
         """
         if self.over_ssh:
             seen = {
-                "up through sshd": (carried.up_ssh, up),
-                "up from sshd to the service": (carried.up_local, up),
-                "down through sshd": (carried.down_ssh, down),
-                "down from the service to sshd": (carried.down_local, down),
+                "up to the SSH server": (carried.up_tunnel, up),
+                "from it to the service": (carried.up_local, up),
+                "down from the SSH server": (carried.down_tunnel, down),
+                "to it from the service": (carried.down_local, down),
             }
             astray = carried.up_straight + carried.down_straight
         else:
@@ -126,7 +127,7 @@ class Redsocks(Way):
         """:param options: more of ssh(1)'s."""
         super().__init__(name, site)
         ssh = ssh_command(site, "-N", "-D", f"127.0.0.1:{self.SOCKS_PORT}", *options)
-        self._start(*ssh, f"root@{NODE}")
+        self._start(*ssh, f"{user()}@{NODE}")
         config = site.directory / "redsocks.conf"
         config.write_text(
             "base { log_debug = off; log_info = off; log = stderr; daemon = off; redirector = iptables; }\n"
@@ -163,24 +164,50 @@ class Sshuttle(Way):
 
 
 class Tp2Way(Way):
-    """``tp2 up``, with more of its options."""
+    """``tp2 up``, with more of its options.
+
+    :param installed: whether it goes to the endpoint that is installed in the cluster, through the API server.
+    """
 
     resolves = True
 
-    def __init__(self, name: str, site: Site, *options: str) -> None:
+    def __init__(self, name: str, site: Site, *options: str, installed: bool = False) -> None:
         super().__init__(name, site)
-        self.tp2 = Tp2(site.box, *options)
+        self._installed = installed
+        self.tp2 = Tp2(site.box, *options, installed=installed)
         for wanted in (WEB_NAME, IPERF_NAME):
             site.box.laptop.run("getent", "ahostsv4", wanted)
 
     def processes(self) -> list[int]:
-        """The daemon, its helper, and the SSH server."""
+        """The daemon, its helper, and the SSH server. The sandbox's API server is not a contender's."""
         box = self.site.box
-        return [pid for root in (self.tp2.pid, box.sshd.pid) for pid in box.laptop.family(root)]
+        if not self._installed:
+            return [*super().processes(), *box.laptop.family(self.tp2.pid)]
+        return [*box.endpoint_processes(ENDPOINT_POD), *box.laptop.family(self.tp2.pid)]
 
     def stop(self) -> None:
         """End it."""
         self.tp2.stop()
+        super().stop()
+
+
+class Tp2Upstream(Tp2Way):
+    """``tp2 up --socks-upstream``, and the ``ssh -D`` that it hands connections to."""
+
+    PORT: Final = 1090
+
+    def __init__(self, name: str, site: Site) -> None:
+        proxy = f"127.0.0.1:{self.PORT}"
+        ssh = site.box.laptop.start(
+            *ssh_command(site, "-N", "-D", proxy),
+            f"{user()}@{NODE}",
+            env=site.box.environment,
+            stdin=subprocess.DEVNULL,
+        )
+        site.box.laptop.wait_listening("127.0.0.1", self.PORT)
+        super().__init__(name, site, "--socks-upstream", proxy, installed=True)
+        self._installed = False
+        self._processes.append(ssh)
 
 
 #: Starts a contender, given its name, and returns when it is up.
@@ -197,7 +224,15 @@ WAYS: Final[dict[str, Start]] = {
     REDSOCKS: Redsocks,
     SSHUTTLE: Sshuttle,
     TP2: Tp2Way,
+    "tp2 origdst": lambda name, site: Tp2Way(name, site, "--mode", "origdst"),
+    "tp2 through the API": lambda name, site: Tp2Way(name, site, installed=True),
+    "tp2 + ssh -D": Tp2Upstream,
 }
+
+
+def user() -> str:
+    """Return the name to log in as."""
+    return pwd.getpwuid(os.getuid()).pw_name
 
 
 def ssh_command(site: Site, *options: str) -> Sequence[str]:
@@ -214,6 +249,6 @@ def sshuttle_command(site: Site) -> Sequence[str]:
     return [
         str(PEERS / "sshuttle"),
         *("--method", "nft", "--dns", "--ns-hosts", NAMESERVER, "--to-ns", DNS),
-        *("--ssh-cmd", " ".join(ssh_command(site)), "--remote", f"{os.environ.get('USER', 'root')}@{NODE}:{SSH_PORT}"),
+        *("--ssh-cmd", " ".join(ssh_command(site)), "--remote", f"{user()}@{NODE}:{SSH_PORT}"),
         SERVICES,
     ]

@@ -257,6 +257,11 @@ class Sandbox:
         self.cluster.kill(*self.cluster.family(process.pid))
         process.wait()
 
+    def endpoint_processes(self, name: str) -> list[int]:
+        """Return the processes of an installed endpoint's pod."""
+        process = self._pods[name].process
+        return self.cluster.family(process.pid) if process is not None else []
+
     def start_programs(self, *specifications: str) -> subprocess.Popen[Any]:
         """Start servers in the cluster, on addresses that become the cluster's; return when they listen."""
         addresses = dict.fromkeys(program(specification)[2] for specification in specifications)
