@@ -174,6 +174,17 @@ def test_plugin_keys_and_files_are_the_users(user: User, prefix: tuple[str, ...]
     assert not (user.home / "run").exists() or list((user.home / "run").iterdir()) == []
 
 
+@pytest.mark.parametrize("prefix", [SUDO, ()], ids=["sudo tp2 doctor", "tp2 doctor"])
+def test_what_the_doctor_runs_is_run_as_the_user(user: User, prefix: tuple[str, ...]) -> None:
+    user.calls.unlink(missing_ok=True)
+    done = user.run(*prefix, *tp2_command("doctor", "--json"))
+    findings = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
+    for check in ("forwarder", "privilege", "plugin", "login", "API", "handshake", "forwarding"):
+        assert findings[check]["state"] == "ok", findings[check]
+    assert set(user.calls.read_text().splitlines()) == {f"{NOBODY} {NOBODY} {user.home} staging nobody"}
+    assert user.owners() == {NOBODY}
+
+
 def _expire(user: User) -> None:
     """The token is good no more; the plugin has the next one."""
     box = user.laptop.box

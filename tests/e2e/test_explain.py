@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Laptop, Up
-from tests.e2e.test_doctor import etc, half_dead
+from tests.e2e.test_doctor import etc, while_half_dead
 from tests.e2e.test_ready import forwarding_off, resolver_bypassed
 from tp2.sandbox.box import NAMESERVER, SITE, SITE_ADDRESS
 from tp2.sandbox.objects import Object, endpoint_slice, service
@@ -202,8 +202,8 @@ class TestWithTp2Up:
             assert_breaks(explain(laptop, "web.shop"), "tunnel", "does not allow TCP forwarding")
 
     def test_a_tunnel_that_is_half_dead(self, laptop: Laptop) -> None:
-        with half_dead(laptop):
-            assert_breaks(explain(laptop, "web.shop", "--connect"), "tunnel", "nothing comes back", "20 s")
+        answer = while_half_dead(laptop, lambda: explain(laptop, "web.shop", "--connect"))
+        assert_breaks(answer, "tunnel", "nothing comes back", "20 s")
 
 
 def test_a_name_that_is_excluded(laptop: Laptop) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
@@ -21,8 +22,12 @@ from tp2.diagnosis.remote import HANDSHAKE, OPENING, Remote
 from tp2.diagnosis.running import Check, in_thread, run
 from tp2.diagnosis.surroundings import Surroundings
 from tp2.errors import Tp2Error
+from tp2.forward.privilege import become, calling_user
 from tp2.runtime import RuntimeDirectory
 from tp2.settings import Settings
+
+#: What would be imported on the way: by then it may be a user's process, who cannot read root's installation of tp2.
+_NEEDED_LATER: Final = ("concurrent.futures.thread", "encodings.idna", "tp2.diagnosis.show")
 
 #: Seconds that a check has beyond those that it gives whoever it asks.
 _ROOM: Final = 2.0
@@ -43,6 +48,8 @@ def examine(
     :param now: this machine's clock.
     """
     lean.prepare()
+    for module in _NEEDED_LATER:
+        importlib.import_module(module)
     return asyncio.run(_look(settings, runtime, given, machine or Machine(), now))
 
 
@@ -60,18 +67,24 @@ async def _look(
     remote = Remote(settings, kubernetes)
     naming = Naming(machine, settings)
     around = Surroundings(machine, settings, status, lambda: kubernetes.services)
+    forwarding = Forwarding(machine, settings, runtime, status)
+    as_called = await run(_of_root(forwarding, around))
+    # Under sudo: kubeconfig, credential plugins and keys are those of whoever called it, and what a plugin writes too.
+    become(calling_user())
     async with kubernetes.closing(), remote.closing():
         report = await run(
             [
-                *_forwarding(Forwarding(machine, settings, runtime, status), around),
+                *_of_the_user(forwarding, around),
                 *_naming(naming),
                 *kubernetes_checks(kubernetes),
                 Check("networks", Place.MACHINE, around.networks, ("services",)),
+                Check("stopgap", Place.MACHINE, forwarding.stopgap),
                 *_remote(settings, remote),
                 *_end_to_end(EndToEnd(settings, runtime, status, lambda: naming.conf.nameservers), status),
             ]
         )
-    findings = (*placed([_tp2(status, trouble)], "tp2", Place.MACHINE, 0.0), *report.findings)
+    first = placed([_tp2(status, trouble)], "tp2", Place.MACHINE, 0.0)
+    findings = (*first, *as_called.findings, *report.findings)
     # Routes are this machine's, and can be judged only when the cluster's addresses are known.
     return Report(tuple(sorted(findings, key=lambda finding: list(Place).index(finding.place))))
 
@@ -93,16 +106,22 @@ def _tp2(status: dict[str, Any] | None, trouble: Tp2Error | None) -> Finding:
     return ok(f"runs as process {status['pid']}: {status['state']}")
 
 
-def _forwarding(forwarding: Forwarding, around: Surroundings) -> Sequence[Check]:
+def _of_root(forwarding: Forwarding, around: Surroundings) -> Sequence[Check]:
+    """Return the checks that see more if they are root's."""
     here = Place.MACHINE
     return (
         Check("forwarder", here, forwarding.forwarder),
         Check("privilege", here, forwarding.privilege),
-        Check("stopgap", here, forwarding.stopgap),
         Check("open files", here, forwarding.open_files),
-        Check("directory", here, forwarding.directory),
         # Before what another tp2 has taken.
         Check("leftovers", here, around.leftovers),
+    )
+
+
+def _of_the_user(forwarding: Forwarding, around: Surroundings) -> Sequence[Check]:
+    here = Place.MACHINE
+    return (
+        Check("directory", here, forwarding.directory),
         Check("other tools", here, around.tools),
         Check("ports", here, forwarding.ports),
     )
