@@ -42,6 +42,7 @@ _ENVIRONMENT: Final = {
 _UP: Final = cli.commands["up"]
 
 _FILES: Final = {
+    "~/.config/tp2/config.toml": "What is not said otherwise, by the long names of the options of tp2 up.",
     "~/.kube/config": "The kubeconfig, unless another one is named.",
     "~/.ssh/known_hosts": "Which key an SSH endpoint of --remote must present, unless --host-key says it.",
     "/run/tp2-UID": "The runtime directory of a service; otherwise it is below XDG_RUNTIME_DIR.",

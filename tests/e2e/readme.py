@@ -7,17 +7,20 @@ command are what it should print: numbers may differ, ``...`` stands for any lin
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import shlex
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.conftest import Ended, Laptop
+from tests.e2e.conftest import PATIENCE, Ended, Laptop
 from tests.e2e.kubelet import Kubelet
 from tests.e2e.test_install import bare_cluster, kubeconfig
 
@@ -106,9 +109,22 @@ class Newcomer:
 
     def see(self, line: str) -> list[str]:
         """Type a command in a terminal, and return the lines that it has shown there, but for empty ones."""
-        in_terminal = f"stty columns 80; {line}"
-        shown = self.type(f"script --quiet --command {shlex.quote(in_terminal)} /dev/null").stdout
-        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.replace("\r", ""))
+        ours, theirs = os.openpty()
+        termios.tcsetwinsize(theirs, (24, 80))
+        process: subprocess.Popen[Any] = self.laptop.host.start(
+            *self._command, line, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs
+        )
+        os.close(theirs)
+        shown = b""
+        while select.select([ours], [], [], PATIENCE)[0]:
+            try:
+                shown += os.read(ours, 65536)
+            except OSError:
+                # EIO: nobody has the terminal any more.
+                break
+        os.close(ours)
+        process.wait(PATIENCE)
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode(errors="replace").replace("\r", ""))
         return [text for text in text.splitlines() if text.strip()]
 
     @contextmanager
