@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import click
 
-from bench import dns, mappings, path, recovery, report
+from bench import dns, mappings, path, recovery, report, start
 from bench.report import Figure
 from tp2.errors import Tp2Error
 
@@ -24,6 +24,7 @@ BENCHES: Final[dict[str, Bench]] = {
     "dns": lambda quick, say: dns.run(dns.QUICK if quick else dns.Effort(), say),
     "mappings": lambda quick, say: mappings.run(mappings.QUICK if quick else mappings.Effort(), say),
     "path": lambda quick, say: path.run(path.QUICK if quick else path.Effort(), say),
+    "start": lambda quick, say: start.run(start.QUICK if quick else start.Effort(), say),
     "recovery": lambda quick, say: recovery.run(say),
 }
 

@@ -85,6 +85,10 @@ class Tp2:
     def stop(self) -> None:
         """End it, and return when everything of it is gone."""
         self._process.terminate()
+        self.wait()
+
+    def wait(self) -> None:
+        """Return when it has ended, which somebody else told it to, and everything of it is gone."""
         if self._process.wait(PATIENCE) != 0:
             raise self._failed("tp2 did not end well")
 

@@ -8,8 +8,10 @@ hold ADDRESS PORT COUNT                  opens COUNT connections, asks once on e
                                          once more on each when standard input ends
 lookups SERVER NAME ADDRESS SECONDS      seconds that each lookup of NAME took, with pauses; each has to
                                          give ADDRESS, and nothing else
-arrival SERVER NAME PATH                 when the first request by NAME was answered (monotonic seconds):
-                                         lookups and requests are tried until one has succeeded
+arrival SERVER NAME                      when the first request by NAME was answered, on the monotonic clock:
+                                         prints "asking", then tries until one has succeeded
+departure                                when no nftables rule was left, on the monotonic clock: prints
+                                         "looking", then looks until that is so
 ======================================== ==================================================================
 
 The outcome goes to standard output as JSON.
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import sys
 import time
 from typing import Final
@@ -70,8 +73,7 @@ def hold(address: str, port: int, count: int) -> None:
         sock = socket.create_connection((address, port), PATIENCE)
         _ask(sock, address)
         connections.append(sock)
-    sys.stdout.write(f"{len(connections)}\n")
-    sys.stdout.flush()
+    _say(str(len(connections)))
     sys.stdin.read()
     for sock in connections:
         _ask(sock, address)
@@ -95,9 +97,10 @@ def lookups(server: str, name: str, address: str, seconds: float) -> list[float]
     return times
 
 
-def arrival(server: str, name: str, path: str) -> float:
+def arrival(server: str, name: str) -> float:
     """Return when the first request by *name* was answered."""
     query = DNSRecord.question(name).pack()
+    _say("asking")
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         try:
@@ -107,20 +110,36 @@ def arrival(server: str, name: str, path: str) -> float:
                 sock.send(query)
                 (address,) = _addresses(sock.recv(4096))
             with socket.create_connection((address, 80), 1) as sock:
-                _ask(sock, name, path)
+                _ask(sock, name)
                 return time.monotonic()
         except (OSError, ValueError):
-            time.sleep(0.002)
+            time.sleep(PAUSE)
     raise SystemExit(f"{name} was not answered within {PATIENCE} s")
 
 
-def _request(host: str, path: str = "/", *, close: bool = False) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{'Connection: close' if close else 'Accept: */*'}\r\n\r\n".encode()
+def departure() -> float:
+    """Return when no nftables rule was left."""
+    _say("looking")
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if not subprocess.run(("nft", "list", "tables"), check=True, stdout=subprocess.PIPE).stdout:
+            return time.monotonic()
+        time.sleep(PAUSE)
+    raise SystemExit(f"there are rules left after {PATIENCE} s")
 
 
-def _ask(sock: socket.socket, host: str, path: str = "/") -> None:
+def _say(word: str) -> None:
+    sys.stdout.write(f"{word}\n")
+    sys.stdout.flush()
+
+
+def _request(host: str, *, close: bool = False) -> bytes:
+    return f"GET / HTTP/1.1\r\nHost: {host}\r\n{'Connection: close' if close else 'Accept: */*'}\r\n\r\n".encode()
+
+
+def _ask(sock: socket.socket, host: str) -> None:
     """One request, and all of its answer."""
-    sock.sendall(_request(host, path))
+    sock.sendall(_request(host))
     received = b""
     while True:
         data = sock.recv(65536)
@@ -161,8 +180,10 @@ def main(arguments: list[str]) -> None:
             return hold(address, int(port), int(count))
         case ["lookups", server, name, address, seconds]:
             outcome = lookups(server, name, address, float(seconds))
-        case ["arrival", server, name, path]:
-            outcome = arrival(server, name, path)
+        case ["arrival", server, name]:
+            outcome = arrival(server, name)
+        case ["departure"]:
+            outcome = departure()
         case _:
             raise SystemExit(__doc__)
     return json.dump(outcome, sys.stdout)

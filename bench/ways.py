@@ -90,6 +90,11 @@ class Way:
         """End it."""
         for process in reversed(self._processes):
             process.terminate()
+        Way.wait(self)
+
+    def wait(self) -> None:
+        """Return when it has ended, which somebody else told it to."""
+        for process in self._processes:
             process.wait(PATIENCE)
 
     def _start(self, *command: str | Path, **options: Any) -> subprocess.Popen[Any]:
@@ -182,13 +187,17 @@ class Tp2Way(Way):
         """The daemon, its helper, and the SSH server. The sandbox's API server is not a contender's."""
         box = self.site.box
         if not self._installed:
-            return [*super().processes(), *box.laptop.family(self.tp2.pid)]
-        return [*box.endpoint_processes(ENDPOINT_POD), *box.laptop.family(self.tp2.pid)]
+            return [*box.laptop.family(self.tp2.pid), *super().processes()]
+        return [*box.laptop.family(self.tp2.pid), *box.endpoint_processes(ENDPOINT_POD)]
 
     def stop(self) -> None:
         """End it."""
         self.tp2.stop()
         super().stop()
+
+    def wait(self) -> None:
+        """Return when it has ended, and well."""
+        self.tp2.wait()
 
 
 class Tp2Upstream(Tp2Way):

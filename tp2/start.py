@@ -21,7 +21,7 @@ from tp2.forward.client import StartingHelper
 from tp2.forward.privilege import become, calling_user
 from tp2.runtime import RuntimeDirectory
 from tp2.settings import Mode, Settings, Via
-from tp2.system import limits, notify
+from tp2.system import imports, limits, notify
 from tp2.terminal.progress import Progress
 
 #: What the daemon would import as it goes. It may then have become a user who cannot read root's installation of tp2.
@@ -37,13 +37,14 @@ def up(settings: Settings, runtime: RuntimeDirectory, *, detach: bool) -> int:
     _refuse_what_cannot_be(settings)
     runtime.check_free()
     with StartingHelper() as starting:
-        # This takes a second, in which the helper starts.
-        for module in (*_NEEDED_LATER, *(["tp2.metrics"] if settings.metrics else [])):
-            importlib.import_module(module)
-        from tp2 import daemon, resolvers
-        from tp2.cluster import lean
+        # This takes most of a second, in which the helper starts.
+        with imports.quickly():
+            for module in (*_NEEDED_LATER, *(["tp2.metrics"] if settings.metrics else [])):
+                importlib.import_module(module)
+            from tp2 import daemon, resolvers
+            from tp2.cluster import lean
 
-        lean.prepare()
+            lean.prepare()
 
         found = resolvers.discover(settings)
         helper = starting.wait()
