@@ -301,13 +301,13 @@ def read_host_key(text: str) -> str:
     :raises UsageError: the file cannot be read, or there is no public key in it.
     """
     if not _PUBLIC_KEY.match(text):
-        path = Path(text).expanduser()
         try:
-            content = path.read_text(encoding="utf-8", errors="replace")
-        except OSError as error:
+            content = Path(text).expanduser().read_text(encoding="utf-8", errors="replace")
+        except (OSError, ValueError, RuntimeError) as error:
+            # A path with a null byte in it is a ValueError, and the home of a user who does not exist a RuntimeError.
             raise UsageError(
                 f"cannot read the host key {text}",
-                error.strerror or str(error),
+                getattr(error, "strerror", None) or str(error),
                 "give the endpoint's public key file (ssh_host_ed25519_key.pub) or the key itself",
             ) from error
         text = next((line for line in content.splitlines() if line.strip() and not line.startswith("#")), "")

@@ -133,5 +133,6 @@ def test_without_any_nameserver_the_cluster_still_answers_and_others_are_told_wh
     assert "EDE: " in answer
     assert "192.0.2.56" in answer
     point_at(laptop, NAMESERVER)
-    eventually(lambda: laptop.lookup(SITE) == [SITE_ADDRESS])
+    # A query of the very moment of the change may have gone to where nobody is: resolvers ask again.
+    eventually(lambda: SITE_ADDRESS in laptop.run("dig", "+short", "+tries=1", "+timeout=2", SITE).stdout)
     assert running.stop() == 0
