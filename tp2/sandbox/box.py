@@ -150,7 +150,7 @@ class Sandbox:
     @property
     def environment(self) -> dict[str, str]:
         """The environment of a person at the laptop: nothing of the caller's tp2, sudo or agent."""
-        unwanted = ("TP2_", "SUDO_", "SSH_", "KUBECONFIG", "XDG_RUNTIME_DIR")
+        unwanted = ("TP2_", "SUDO_", "SSH_", "KUBECONFIG", "XDG_RUNTIME_DIR", "COLUMNS", "LINES")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
         return {
             **kept,

@@ -344,10 +344,10 @@ async def test_a_silent_endpoint_is_noticed(sshd: Sshd, monkeypatch: pytest.Monk
 async def test_an_open_waits_for_the_reconnect_from_when_the_loss_is_known(
     sshd: Sshd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(login, "KEEPALIVE_INTERVAL", 0.2)
-    async with serving(echo) as destination, started(tunnel_to(sshd, dial_timeout=0.4)) as tunnel:
+    monkeypatch.setattr(login, "KEEPALIVE_INTERVAL", 1.0)
+    async with serving(echo) as destination, started(tunnel_to(sshd, dial_timeout=2.0)) as tunnel:
         sshd.freeze()
-        # That the connection is dead is noticed after more than those 0.4 s.
+        # That the connection is dead is noticed after more than those 2 s.
         await open_session(tunnel, destination)
         assert tunnel.status()["reconnects"] == 1
 
