@@ -24,6 +24,7 @@ from tp2.dns.resolvconf import ResolvConf
 from tp2.errors import Tp2Error
 from tp2.settings import Settings, SocketAddress
 from tp2.system.filewatch import watching
+from tp2.types import DNS_PORT
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,6 @@ UPLINKS: Final = Path("/run/systemd/resolve/resolv.conf")
 #: The addresses at which systemd-resolved answers.
 STUBS: Final = frozenset({"127.0.0.53", "127.0.0.54"})
 
-DNS_PORT: Final = 53
 
 #: Seconds for which a nameserver that is not in resolv.conf any more stays captured.
 GRACE: Final = 30.0

@@ -7,6 +7,9 @@ from typing import Final, NamedTuple
 #: Who made tp2's own routes, as ``ip route`` shows it (rtm_protocol of rtnetlink(7)): a number that nobody registered.
 ROUTE_PROTOCOL: Final = 116
 
+#: Where nameservers listen (RFC 1035 section 4.2).
+DNS_PORT: Final = 53
+
 
 class Destination(NamedTuple):
     """A TCP destination in the cluster.

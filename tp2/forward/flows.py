@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Final
 
 from tp2.forward.netlink import NETFILTER, Netlink, attribute, attributes
+from tp2.types import DNS_PORT
 
 _CONNTRACK: Final = 1 << 8
 _GET: Final = _CONNTRACK | 1
@@ -32,7 +33,7 @@ _DESTINATION: Final = {socket.AF_INET: 2, socket.AF_INET6: 4}
 _PROTOCOL_NUMBER: Final = 1
 _PROTOCOL_DESTINATION: Final = 3
 
-_DNS_PORT: Final = struct.pack("!H", 53)
+_DNS_PORT: Final = struct.pack("!H", DNS_PORT)
 _UDP: Final = bytes((socket.IPPROTO_UDP,))
 
 

@@ -39,7 +39,7 @@ from tp2.forward.nftables_table import MARK, REDIRECT, REFUSE, SKELETON, TABLE
 from tp2.forward.orphans import end_orphans
 from tp2.forward.rules import Inlet, loopback
 from tp2.forward.stopgap import Stopgap
-from tp2.types import Destination, Redirect
+from tp2.types import DNS_PORT, Destination, Redirect
 
 _OF_INLETS: Final = (
     ("set", "inlets"),
@@ -204,7 +204,11 @@ class Nftables:
             ) from error
 
     def _is_captured(self, destination: Destination) -> bool:
-        return destination in self._redirects or destination.address in self._cluster
+        return (
+            destination in self._redirects
+            or destination.address in self._cluster
+            or (destination.port == DNS_PORT and destination.address in self._nameservers)
+        )
 
     def close(self) -> None:
         """See :meth:`tp2.forward.rules.Rules.close`; the kernel removes the table with the socket."""

@@ -52,6 +52,19 @@ _CHANGES: Final[list[type[FileSystemEvent]]] = [
 ]
 
 
+def _tell_renames_at_once() -> None:
+    """Let watchdog tell each half of a rename when it comes.
+
+    On Linux it holds back the first half, and all that comes after it, for up to half a second, to make one event of
+    the two: that is how long programs would ask a new nameserver past tp2. Whether there are one or two events is the
+    same here.
+    """
+    with suppress(ImportError):
+        from watchdog.observers.inotify_move_event_grouper import InotifyMoveEventGrouper
+
+        InotifyMoveEventGrouper.delay = 0.0
+
+
 class _Handler(FileSystemEventHandler):
     """Passes every event on as a call, from the observer's thread."""
 
@@ -72,6 +85,7 @@ async def watching(paths: Sequence[Path]) -> AsyncIterator[asyncio.Event]:
     """
     changed = asyncio.Event()
     loop = asyncio.get_running_loop()
+    _tell_renames_at_once()
     observer = Observer()
     handler = _Handler(lambda: loop.call_soon_threadsafe(look_again))
     # By path and inode: a file that was replaced by another is another one to watch.

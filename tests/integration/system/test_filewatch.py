@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,30 @@ def test_links_in_a_circle_come_to_an_end(tmp_path: Path) -> None:
     (tmp_path / "one").symlink_to("two")
     (tmp_path / "two").symlink_to("one")
     assert chain_directories(tmp_path / "one") == (tmp_path,)
+
+
+async def test_a_file_that_is_moved_away_is_told_at_once(tmp_path: Path) -> None:
+    """watchdog by itself waits half a second for the other half of a rename, and holds back what comes after it."""
+    (tmp_path / "etc").mkdir()
+    path = tmp_path / "etc/file"
+    took = []
+    async with watching([path]) as changed:
+        for _ in range(3):
+            path.touch()
+            await quiet(changed)
+            began = time.monotonic()
+            path.rename(tmp_path / "elsewhere")
+            await changed.wait()
+            took.append(time.monotonic() - began)
+    assert min(took) < 0.4, took
+
+
+async def quiet(changed: asyncio.Event) -> None:
+    """Return when what has happened has been told."""
+    while True:
+        changed.clear()
+        try:
+            async with asyncio.timeout(0.2):
+                await changed.wait()
+        except TimeoutError:
+            return
