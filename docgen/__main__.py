@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from docgen import benchmarks, diagrams, errors, manpage
+from docgen import benchmarks, diagrams, errors, manpage, session
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,6 +19,7 @@ def generated(root: Path = ROOT) -> dict[Path, str]:
         docs / "reference" / "errors.md": errors.page(errors.scan(root / "tp2")),
         docs / "man" / "tp2.1": manpage.page(),
         docs / "benchmarks.md": benchmarks.page(benchmarks.read(root / "bench" / "results")),
+        docs / "session.svg": session.draw((docs / "session.cast").read_text(encoding="utf-8")),
         **{
             source.with_suffix(".svg"): diagrams.draw(source.read_text(encoding="utf-8"))
             for source in sorted((docs / "diagrams").glob("*.toml"))

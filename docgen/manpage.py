@@ -16,7 +16,7 @@ from tp2 import __version__
 from tp2.cli import cli
 from tp2.errors import ExitCode
 
-#: What README says of each; the words of the classes are about whose fault it is.
+#: What docs/reference/scripting.md says of each; the words of the classes are about whose fault it is.
 _EXITS: Final = {
     ExitCode.OK: "done",
     ExitCode.FAILURE: "failed",

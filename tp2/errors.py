@@ -10,7 +10,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Exit codes of the ``tp2`` command; the README documents them and they do not change."""
+    """Exit codes of the ``tp2`` command; docs/reference/scripting.md documents them and they do not change."""
 
     OK = 0
     FAILURE = 1

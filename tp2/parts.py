@@ -178,7 +178,7 @@ class Parts:
         return self.status(ready)
 
     def status(self, ready: bool) -> dict[str, Any]:
-        """Return the object of ``tp2 status --json``; the README lists its keys."""
+        """Return the object of ``tp2 status --json``; docs/reference/scripting.md lists its keys."""
         attachment = self.attachment.status()
         cluster, tunnel = attachment["cluster"], attachment["tunnel"]
         captured = self.capture.status()
@@ -206,7 +206,7 @@ class Parts:
         }
 
     def mappings(self, only: Set[Destination] | None = None) -> dict[str, Any]:
-        """Return the object of ``tp2 mappings --json``; the README lists its keys.
+        """Return the object of ``tp2 mappings --json``; docs/reference/scripting.md lists its keys.
 
         :param only: leave all others out.
         """

@@ -1,4 +1,4 @@
-"""The README's commands, word for word, as somebody types them who has never seen tp2.
+"""The commands of README and first steps, word for word, as somebody types them who has never seen tp2.
 
 A comment ``<!-- newcomer: NAME -->`` stands before each block that is meant. In a ``console`` block the lines after a
 command are what it should print: numbers may differ, ``...`` stands for any lines, and of a line that reports a stage
@@ -22,9 +22,14 @@ from typing import Any
 
 from tests.e2e.conftest import PATIENCE, Ended, Laptop
 from tests.e2e.kubelet import Kubelet
+from tests.e2e.test_as_the_user import open_the_way_to_python
 from tests.e2e.test_install import bare_cluster, kubeconfig
+from tp2.sandbox.box import Sandbox, tp2_command
 
 README = Path(__file__).parents[2] / "README.md"
+FIRST_STEPS = Path(__file__).parents[2] / "docs" / "first-steps.md"
+
+UID, NAME = 1742, "newcomer"
 
 _BLOCK = re.compile(
     r"^<!-- newcomer: (?P<name>\w+) -->\n```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
@@ -107,24 +112,36 @@ class Newcomer:
         """Type a command, and wait until it has ended."""
         return self.laptop.run(*self._command, line)
 
-    def see(self, line: str) -> list[str]:
-        """Type a command in a terminal, and return the lines that it has shown there, but for empty ones."""
+    def shows(self, line: str, size: tuple[int, int] = (80, 24), kind: str = "") -> Iterator[bytes]:
+        """Type a command in a terminal; yield what comes there, as it comes, until the command has ended.
+
+        :param size: of the terminal: columns, rows.
+        :param kind: what ``TERM`` says; empty for nothing.
+        """
         ours, theirs = os.openpty()
-        termios.tcsetwinsize(theirs, (24, 80))
+        termios.tcsetwinsize(theirs, (size[1], size[0]))
         process: subprocess.Popen[Any] = self.laptop.host.start(
-            *self._command, line, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs
+            *self._command,
+            f"export TERM={kind}; {line}" if kind else line,
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=theirs,
         )
         os.close(theirs)
-        shown = b""
-        while select.select([ours], [], [], PATIENCE)[0]:
-            try:
-                shown += os.read(ours, 65536)
-            except OSError:
-                # EIO: nobody has the terminal any more.
-                break
-        os.close(ours)
-        process.wait(PATIENCE)
-        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode(errors="replace").replace("\r", ""))
+        try:
+            while select.select([ours], [], [], PATIENCE)[0]:
+                yield os.read(ours, 65536)
+        except OSError:
+            # EIO: nobody has the terminal any more.
+            pass
+        finally:
+            os.close(ours)
+            process.wait(PATIENCE)
+
+    def see(self, line: str) -> list[str]:
+        """Type a command in a terminal, and return the lines that it has shown there, but for empty ones."""
+        shown = b"".join(self.shows(line)).decode(errors="replace")
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.replace("\r", ""))
         return [text for text in text.splitlines() if text.strip()]
 
     @contextmanager
@@ -170,9 +187,27 @@ def newcomer(laptop: Laptop, home: Path, uid: int, name: str) -> Iterator[Newcom
         yield someone
 
 
+def prepare(laptop: Laptop) -> tuple[Path, int, str]:
+    """Make room on a laptop for somebody who has the tp2 of this checkout; return home, uid and name."""
+    box = laptop.box
+    open_the_way_to_python(laptop)
+    for directory in (box.directory, box.directory / "api"):
+        directory.chmod(0o755)
+    home = box.directory / "home"
+    program = home / ".tp2" / "bin" / "tp2"
+    program.parent.mkdir(parents=True)
+    program.write_text(f'#!/bin/sh\nexec {" ".join(tp2_command())} "$@"\n')
+    program.chmod(0o755)
+    os.chown(home, UID, UID)
+    laptop.host.shell(f"""
+        echo '{NAME}:x:{UID}:{UID}::{home}:/bin/sh' >>/etc/passwd
+        echo '{NAME}:*:20000:0:99999:7:::' >>/etc/shadow""")
+    return home, UID, NAME
+
+
 def look(someone: Newcomer) -> None:
-    """Do what the first screen shows, and see that it is as it shows."""
-    for step in steps("look"):
+    """Do what the first steps show, and see that it is as they show it."""
+    for step in steps("look", FIRST_STEPS):
         assert step.expected is not None
         assert (wrong := differences(step.expected, someone.see(step.command))) == [], "\n".join([step.command, *wrong])
 
@@ -196,14 +231,12 @@ def use(someone: Newcomer, install: bool = True) -> None:
 
 def main() -> None:
     """``python -m tests.e2e.readme HOME UID NAME``: on a machine where tp2 was installed by the README's words."""
-    from tp2.sandbox.box import Sandbox
-
     home, uid, name = sys.argv[1:]
     with Sandbox() as box, newcomer(Laptop(box), Path(home), int(uid), name) as someone:
         use(someone, install=False)
         print("newcomer: 'Use it' works as the README says")
         look(someone)
-        print("newcomer: the first screen is as the README shows it")
+        print("newcomer: what the first steps show is what happens")
 
 
 if __name__ == "__main__":

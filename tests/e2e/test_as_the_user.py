@@ -96,7 +96,7 @@ def user(laptop: Laptop) -> User:
     # A path that they can walk to their home, to the cluster's token, and to Python.
     for directory in (box.directory, box.directory / "api"):
         directory.chmod(0o755)
-    _open_the_way_to_python(laptop)
+    open_the_way_to_python(laptop)
     laptop.host.shell("""
         echo 'nobody ALL=(root) NOPASSWD: ALL' >/etc/sudoers.d/nobody
         chmod 440 /etc/sudoers.d/nobody""")
@@ -114,7 +114,7 @@ def user(laptop: Laptop) -> User:
     return one
 
 
-def _open_the_way_to_python(laptop: Laptop) -> None:
+def open_the_way_to_python(laptop: Laptop) -> None:
     """Let everybody on the laptop walk to this Python, which may lie in root's home."""
     for path in {Path(sys.prefix), Path(sys.base_prefix), Path(__file__).parents[2]}:
         for directory in reversed(path.parents):

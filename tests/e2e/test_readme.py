@@ -10,31 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Laptop
-from tests.e2e.readme import Newcomer, Step, differences, look, newcomer, steps, use
-from tests.e2e.test_as_the_user import _open_the_way_to_python
-from tp2.sandbox.box import tp2_command
-
-UID, NAME = 1742, "newcomer"
+from tests.e2e.readme import Newcomer, Step, differences, look, newcomer, prepare, steps, use
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0 or shutil.which("sudo") is None, reason="needs root, and sudo")
 
 
 @pytest.fixture(scope="module")
 def someone(laptop: Laptop) -> Iterator[Newcomer]:
-    box = laptop.box
-    _open_the_way_to_python(laptop)
-    for directory in (box.directory, box.directory / "api"):
-        directory.chmod(0o755)
-    home = box.directory / "home"
-    program = home / ".tp2" / "bin" / "tp2"
-    program.parent.mkdir(parents=True)
-    program.write_text(f'#!/bin/sh\nexec {" ".join(tp2_command())} "$@"\n')
-    program.chmod(0o755)
-    os.chown(home, UID, UID)
-    laptop.host.shell(f"""
-        echo '{NAME}:x:{UID}:{UID}::{home}:/bin/sh' >>/etc/passwd
-        echo '{NAME}:*:20000:0:99999:7:::' >>/etc/shadow""")
-    with newcomer(laptop, home, UID, NAME) as one:
+    with newcomer(laptop, *prepare(laptop)) as one:
         yield one
 
 
@@ -42,7 +25,7 @@ def test_using_it_is_as_the_readme_says(someone: Newcomer) -> None:
     use(someone, install=False)
 
 
-def test_the_first_screen_is_as_the_readme_shows_it(someone: Newcomer) -> None:
+def test_the_first_steps_show_what_happens(someone: Newcomer) -> None:
     someone.type("tp2 uninstall")
     look(someone)
 
