@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, Final
 
 from tp2.errors import ExitCode, NotRunning, Tp2Error
 from tp2.runtime import RuntimeDirectory
+from tp2.system.alarm import alarm
 
 #: Seconds that a healthy daemon never needs to answer.
 TIMEOUT: Final = 10.0
@@ -102,7 +101,8 @@ def stop(runtime: RuntimeDirectory, timeout: float = 30.0) -> None:
     try:
         with runtime.watch_holder() as wait:
             ask(runtime, "down")
-            with _alarm(timeout):
+            # flock(2) blocks, and has no timeout.
+            with alarm(timeout):
                 wait()
     except TimeoutError as error:
         raise Tp2Error(
@@ -110,22 +110,6 @@ def stop(runtime: RuntimeDirectory, timeout: float = 30.0) -> None:
             f"process {runtime.holder()} has not ended within {timeout:.0f} s",
             "see its output; 'kill -9 PID' is safe: the kernel removes its rules",
         ) from error
-
-
-@contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after *seconds*: the only way to bound a blocking flock(2)."""
-
-    def ring(*_: object) -> None:
-        raise TimeoutError
-
-    former = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, former)
 
 
 def peer_uid(sock: socket.socket) -> int | None:

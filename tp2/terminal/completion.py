@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from pathlib import Path
@@ -18,6 +17,7 @@ import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class, split_arg_string
 
 from tp2.errors import Tp2Error
+from tp2.system.alarm import alarm
 from tp2.types import Destination
 
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
@@ -69,26 +69,12 @@ def _silent(complete: Completer) -> Completer:
     @wraps(complete)
     def completed(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         try:
-            with _bounded():
+            with alarm(PATIENCE):
                 return complete(ctx, param, incomplete)
         except Exception:  # noqa: BLE001 - words in the middle of a command line would only be in the way
             return []
 
     return completed
-
-
-@contextlib.contextmanager
-def _bounded() -> Iterator[None]:
-    def ring(*_: object) -> None:
-        raise TimeoutError
-
-    former = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, former)
 
 
 @_silent
