@@ -19,14 +19,11 @@ The stock path stays: with an asyncssh that is not one of :data:`TESTED`, with a
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Final, cast
 
 import asyncssh
@@ -46,6 +43,7 @@ from tp2.socks.channel import (
     Channel,
     ProtocolViolation,
 )
+from tp2.socks.transport import SocketReader, StreamReader, tune
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +154,7 @@ class FastLink:
         self._buffer = memoryview(bytearray(READ_SIZE + LARGEST + 4 + _TAG))
         self._start = self._end = 0
         self._heard = 0.0
-        self._acknowledge = _tune(self._transport)
+        self._acknowledge = tune(self._transport, UNSENT)
 
     def start(self, socket_below: bool) -> bool:
         """Take the connection over; False if it is not of the kind that can be."""
@@ -167,7 +165,7 @@ class FastLink:
         if self._keys_out is None or not self._take_receiving():
             return False
         self._transport.pause_reading()
-        self._transport.set_protocol(_SocketReader(self) if socket_below else _StreamReader(self))
+        self._transport.set_protocol(SocketReader(self) if socket_below else StreamReader(self))
         self._transport.set_write_buffer_limits(high=UNSENT)
         connection.send_packet = self._send_packet  # type: ignore[method-assign]
         connection._send = self._enqueue  # type: ignore[assignment, method-assign]
@@ -453,47 +451,6 @@ class FastLink:
         return True
 
 
-class _SocketReader(asyncio.BufferedProtocol):
-    """Between a transport of the event loop's and a link: bytes are read to where they are needed."""
-
-    def __init__(self, link: FastLink) -> None:
-        self._link = link
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._link.space()
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._link.filled(nbytes)
-
-    def pause_writing(self) -> None:
-        self._link.socket_takes(False)
-
-    def resume_writing(self) -> None:
-        self._link.socket_takes(True)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._link.ended(exc)
-
-
-class _StreamReader(asyncio.Protocol):
-    """The same for any other transport."""
-
-    def __init__(self, link: FastLink) -> None:
-        self._link = link
-
-    def data_received(self, data: bytes) -> None:
-        self._link.fed(data)
-
-    def pause_writing(self) -> None:
-        self._link.socket_takes(False)
-
-    def resume_writing(self) -> None:
-        self._link.socket_takes(True)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._link.ended(exc)
-
-
 class _ForAsyncssh:
     """What asyncssh has in place of a channel of its own, for the packets that it reads itself."""
 
@@ -543,28 +500,3 @@ class _ForAsyncssh:
 
     def close(self) -> None:
         """Before the connection is closed; it is lost right after."""
-
-
-def _tune(transport: asyncio.BaseTransport) -> Callable[[], None] | None:
-    """Set the socket below *transport* up, if there is one; return how to have what has come acknowledged at once.
-
-    Little is left unsent in the kernel, where a short message would queue behind it (tcp(7), TCP_NOTSENT_LOWAT).
-
-    sshd leaves Nagle's algorithm on: a short packet of its waits until all before it are acknowledged, which the kernel
-    here puts off by 40 ms. On a link of some length a new connection takes twice as long for that. The kernel forgets
-    TCP_QUICKACK as it sees fit, so it is set again and again.
-    """
-    sock = transport.get_extra_info("socket")
-    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return None
-    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
-    if not hasattr(socket, "TCP_QUICKACK"):
-        return None
-
-    def acknowledge() -> None:
-        # The transport may have closed the socket already.
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-
-    return acknowledge
