@@ -157,8 +157,3 @@ def test_where_others_have_all_ports_of_one_address_the_next_address_serves(
         assert laptop.curl("http://web.shop/") == WEB
         assert {row["local_address"] for row in laptop.mappings()} == {"127.0.0.2"}
         assert running.stop() == 0
-
-
-def test_a_taken_metrics_port_is_refused_by_name(laptop: Laptop) -> None:
-    with listening(laptop, 9100):
-        assert_fails(laptop, laptop.box.up_command("--metrics", "9100"), 9, "127.0.0.1:9100", "(pid ", "--metrics")

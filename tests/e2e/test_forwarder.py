@@ -1,0 +1,157 @@
+"""Which forwarding rules are used is the user's to say; and pf's, as far as doubles of pf and of macOS' resolver go."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.doubles import macresolver
+from tests.doubles.pfctl import Double
+from tests.e2e.conftest import Laptop, Up, eventually
+from tests.e2e.test_failures import assert_fails
+from tests.e2e.test_no_garbage import processes_of_tp2, runtime_files
+from tp2.forward.pfctl import PROGRAM
+from tp2.sandbox.box import NAMESERVER, SITE, SITE_ADDRESS
+from tp2.sandbox.namespaces import SEARCH_PATH
+
+pytestmark = pytest.mark.skipif(PROGRAM.exists(), reason="this machine has a pf of its own, which is not to be touched")
+
+WEB = "this is web.shop, port 80\n"
+PF = ("--forwarder", "pf", "--fallback", NAMESERVER)
+
+
+@pytest.fixture
+def double(laptop: Laptop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Double]:
+    """The laptop as a Mac whose pf does what it is told; PATH leads to it."""
+    machine = Double(tmp_path / "machine")
+    path = str(machine.path)
+    machine.program(
+        "pfctl",
+        "from tests.doubles.pfctl import main\nfrom tests.doubles.pfkernel import follow\n"
+        f"try:\n    main({path!r})\nfinally:\n    if '-a' in sys.argv:\n        follow({path!r})",
+    )
+    for module in ("box", "namespaces"):
+        monkeypatch.setattr(f"tp2.sandbox.{module}.SEARCH_PATH", f"{machine.bin}{os.pathsep}{SEARCH_PATH}")
+    yield machine
+    assert machine.state["violations"] == []
+
+
+@contextmanager
+def resolver_of_a_mac(laptop: Laptop) -> Iterator[None]:
+    """Programs on the laptop ask a resolver that heeds /etc/resolver."""
+    process = laptop.host.start(sys.executable, macresolver.__file__, NAMESERVER, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    laptop.host.write_etc("resolv.conf", "nameserver 127.0.0.1\n")
+    try:
+        yield
+    finally:
+        laptop.host.write_etc("resolv.conf", f"nameserver {NAMESERVER}\n")
+        process.kill()
+        process.wait()
+
+
+def left(laptop: Laptop, double: Double) -> dict[str, Any]:
+    """What there is of tp2 on this Mac, but for numbers that only grow."""
+    return {
+        "pf": {key: value for key, value in double.state.items() if key != "next_token"},
+        "rules": laptop.ruleset(),
+        "resolver": laptop.host.run("sh", "-c", "cat /etc/resolver/* 2>/dev/null; ls -d /etc/resolver", check=False),
+        "processes": processes_of_tp2(laptop),
+        "files": runtime_files(laptop),
+    }
+
+
+def test_nftables_can_be_named(laptop: Laptop) -> None:
+    running = Up(laptop, "--forwarder", "nftables")
+    assert laptop.curl("http://web.shop/") == WEB
+    assert laptop.status()["forwarder"]["kind"] == "nftables"
+    assert running.stop() == 0
+
+
+def test_pf_on_a_machine_without_it_is_one_message_and_leaves_nothing(laptop: Laptop) -> None:
+    before = laptop.host.run("ls", "/run")
+    command = laptop.box.up_command("--forwarder", "pf")
+    assert_fails(laptop, command, 6, "cannot capture traffic with pf", "pfctl", "--forwarder nftables")
+    assert laptop.host.run("ls", "/run") == before
+
+
+def test_pf_and_origdst_do_not_go_together(laptop: Laptop) -> None:
+    command = laptop.box.up_command("--forwarder", "pf", "--mode", "origdst")
+    assert_fails(laptop, command, 2, "cannot run in mode origdst", "--mode portmap")
+
+
+def test_on_a_mac_names_are_steered_and_namespaces_followed(laptop: Laptop, double: Double) -> None:
+    with resolver_of_a_mac(laptop):
+        before = left(laptop, double)
+        running = Up(laptop, *PF)
+        assert laptop.status()["forwarder"]["kind"] == "pf"
+        dns = laptop.status()["dns"]
+        assert dns["captured"] == []
+        assert {"cluster.local", "svc", "shop", "blog"} <= set(dns["steered"])
+        for name in ("web.shop", "web.shop.svc", "web.shop.svc.cluster.local"):
+            assert laptop.curl(f"http://{name}/") == WEB
+        assert laptop.lookup(SITE) == [SITE_ADDRESS]
+        assert laptop.run("curl", "--silent", "http://10.96.1.2:9999/").code == 7
+        assert "port 53" not in double.rules
+
+        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "late"}}
+        laptop.box.create(namespace)
+        eventually(lambda: "late" in laptop.status()["dns"]["steered"])
+        laptop.box.delete(namespace)
+        eventually(lambda: "late" not in laptop.status()["dns"]["steered"])
+        assert running.stop() == 0
+        assert left(laptop, double) == before
+
+
+def test_on_a_mac_a_domain_that_another_tool_steers_is_left_to_it(laptop: Laptop, double: Double) -> None:
+    theirs = "nameserver 192.0.2.53\n"
+    with resolver_of_a_mac(laptop):
+        laptop.host.run("sh", "-euc", "mkdir /etc/resolver; cat >/etc/resolver/blog", stdin=theirs)
+        try:
+            running = Up(laptop, *PF)
+            assert laptop.curl("http://web.shop/") == WEB
+            assert laptop.lookup("web.blog") == []
+            assert laptop.curl("http://web.blog.svc.cluster.local/") == "this is web.blog, port 80\n"
+            assert running.stop() == 0
+            assert laptop.host.run("ls", "/etc/resolver") == "blog\n"
+            assert laptop.host.run("cat", "/etc/resolver/blog") == theirs
+        finally:
+            laptop.host.run("rm", "-rf", "/etc/resolver")
+
+
+def test_with_dns_named_pf_captures_it(laptop: Laptop, double: Double) -> None:
+    before = left(laptop, double)
+    running = Up(laptop, *PF, "--dns", NAMESERVER)
+    assert laptop.curl("http://web.shop/") == WEB
+    assert laptop.lookup(SITE) == [SITE_ADDRESS]
+    assert laptop.status()["dns"]["captured"] == [NAMESERVER]
+    assert running.stop() == 0
+    assert left(laptop, double) == before
+
+
+@pytest.mark.parametrize("killed", ["daemon", "helper"])
+def test_on_a_mac_a_killed_tp2_leaves_nothing(laptop: Laptop, double: Double, killed: str) -> None:
+    with resolver_of_a_mac(laptop):
+        before = left(laptop, double)
+        running = Up(laptop, *PF)
+        assert laptop.curl("http://web.shop/") == WEB
+        pid = running.process.pid if killed == "daemon" else laptop.status()["forwarder"]["helper_pid"]
+        os.kill(pid, signal.SIGKILL)
+        assert running.process.wait(20) == (-signal.SIGKILL if killed == "daemon" else 6)
+
+        def is_as_before() -> bool:
+            now = left(laptop, double)
+            return {**now, "files": []} == {**before, "files": []}
+
+        eventually(is_as_before)
+        assert Up(laptop, *PF).stop() == 0
+        assert left(laptop, double) == before
