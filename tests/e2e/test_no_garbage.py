@@ -128,6 +128,23 @@ def test_a_start_that_is_interrupted_leaves_nothing(laptop: Laptop, stage: str) 
     assert (laptop.ruleset(), processes_of_tp2(laptop), runtime_files(laptop)) == (before, [], [])
 
 
+@pytest.mark.parametrize("at", ["tp2.start", "encodings.idna", "tp2.daemon", "asyncssh", "aiohttp", "uvloop"])
+def test_a_start_that_is_interrupted_while_it_imports_leaves_nothing(laptop: Laptop, at: str) -> None:
+    before = laptop.ruleset()
+    hook = Path(__file__).parents[1] / "fixtures" / "interrupt"
+    done = subprocess.run(
+        [*laptop.host.command(), *laptop.box.up_command()],
+        env={**laptop.box.environment, "PYTHONPATH": str(hook), "INTERRUPT_AT": at},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "")
+    assert (laptop.ruleset(), processes_of_tp2(laptop), runtime_files(laptop)) == (before, [], [])
+
+
 def test_a_second_up_refuses_and_names_the_first(laptop: Laptop, up: Callable[..., Up]) -> None:
     running = up()
     second = laptop.run(*laptop.box.up_command())
