@@ -4,59 +4,30 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.doubles import macresolver
 from tests.doubles.pfctl import Double
 from tests.e2e.conftest import Laptop, Up, eventually
+from tests.e2e.mac import PF, pf_of_a_mac, resolver_of_a_mac
 from tests.e2e.test_failures import assert_fails
 from tests.e2e.test_no_garbage import processes_of_tp2, runtime_files
 from tp2.forward.pfctl import PROGRAM
 from tp2.sandbox.box import NAMESERVER, SITE, SITE_ADDRESS
-from tp2.sandbox.namespaces import SEARCH_PATH
 
 pytestmark = pytest.mark.skipif(PROGRAM.exists(), reason="this machine has a pf of its own, which is not to be touched")
 
 WEB = "this is web.shop, port 80\n"
-PF = ("--forwarder", "pf", "--fallback", NAMESERVER)
 
 
 @pytest.fixture
-def double(laptop: Laptop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Double]:
-    """The laptop as a Mac whose pf does what it is told; PATH leads to it."""
-    machine = Double(tmp_path / "machine")
-    path = str(machine.path)
-    machine.program(
-        "pfctl",
-        "from tests.doubles.pfctl import main\nfrom tests.doubles.pfkernel import follow\n"
-        f"try:\n    main({path!r})\nfinally:\n    if '-a' in sys.argv:\n        follow({path!r})",
-    )
-    for module in ("box", "namespaces"):
-        monkeypatch.setattr(f"tp2.sandbox.{module}.SEARCH_PATH", f"{machine.bin}{os.pathsep}{SEARCH_PATH}")
-    yield machine
-    assert machine.state["violations"] == []
-
-
-@contextmanager
-def resolver_of_a_mac(laptop: Laptop) -> Iterator[None]:
-    """Programs on the laptop ask a resolver that heeds /etc/resolver."""
-    process = laptop.host.start(sys.executable, macresolver.__file__, NAMESERVER, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    laptop.host.write_etc("resolv.conf", "nameserver 127.0.0.1\n")
-    try:
-        yield
-    finally:
-        laptop.host.write_etc("resolv.conf", f"nameserver {NAMESERVER}\n")
-        process.kill()
-        process.wait()
+def double(tmp_path: Path) -> Iterator[Double]:
+    """The laptop's pf."""
+    with pf_of_a_mac(tmp_path / "machine") as machine:
+        yield machine
 
 
 def left(laptop: Laptop, double: Double) -> dict[str, Any]:
@@ -75,6 +46,14 @@ def test_nftables_can_be_named(laptop: Laptop) -> None:
     assert laptop.curl("http://web.shop/") == WEB
     assert laptop.status()["forwarder"]["kind"] == "nftables"
     assert running.stop() == 0
+
+
+def test_what_the_rules_cannot_do_on_this_machine_is_said_at_the_start(laptop: Laptop) -> None:
+    without_tun = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh"]
+    done = laptop.run(*without_tun, *laptop.box.up_command("--detach"))
+    assert done.code == 0, done.stderr
+    assert "captured addresses that have no route cannot be reached: /dev/net/tun cannot be opened" in done.stderr
+    assert laptop.tp2("down").code == 0
 
 
 def test_pf_on_a_machine_without_it_is_one_message_and_leaves_nothing(laptop: Laptop) -> None:
@@ -136,6 +115,30 @@ def test_with_dns_named_pf_captures_it(laptop: Laptop, double: Double) -> None:
     assert laptop.status()["dns"]["captured"] == [NAMESERVER]
     assert running.stop() == 0
     assert left(laptop, double) == before
+
+
+@pytest.mark.parametrize("fault", ["commit", "killed"])
+def test_a_pfctl_that_fails_half_way_is_one_message_and_leaves_nothing(
+    laptop: Laptop, double: Double, fault: str
+) -> None:
+    before = left(laptop, double)
+    double.set(faults={"load": fault})
+    assert_fails(laptop, laptop.box.up_command(*PF), 6, "pf refused a change", "pfctl -a com.apple/tp2")
+    assert left(laptop, double) == before
+
+
+@pytest.mark.parametrize("fault", ["commit", "killed"])
+def test_a_pfctl_that_fails_later_costs_one_lookup(laptop: Laptop, double: Double, fault: str) -> None:
+    with resolver_of_a_mac(laptop):
+        before = left(laptop, double)
+        running = Up(laptop, *PF)
+        assert laptop.curl("http://web.shop/") == WEB
+        eventually(lambda: "<tp2_cluster>" in double.rules)
+        double.set(faults={"load": fault})
+        assert laptop.rcode("web.blog") == "SERVFAIL"
+        assert laptop.curl("http://web.blog/", "http://web.shop/") == f"this is web.blog, port 80\n{WEB}"
+        assert running.stop() == 0
+        assert left(laptop, double) == before
 
 
 @pytest.mark.parametrize("killed", ["daemon", "helper"])

@@ -1,7 +1,7 @@
 """However early, late or often tp2 is killed, the machine is as before: SIGKILL at random moments of its life.
 
 Which moments follows from a seed, which a failure names: TP2_SEED repeats it, as far as a clock repeats anything.
-TP2_KILLS is how many rounds there are in each mode.
+TP2_KILLS is how many rounds there are of each way to capture.
 """
 
 from __future__ import annotations
@@ -12,21 +12,27 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.doubles.pfctl import Double
 from tests.e2e.conftest import Laptop, Up, eventually
+from tests.e2e.mac import PF, pf_of_a_mac, resolver_of_a_mac
 from tests.e2e.test_no_garbage import processes_of_tp2, runtime_files
+from tp2.forward.pfctl import PROGRAM
 from tp2.runtime import RuntimeDirectory
 from tp2.sandbox.box import tp2_command
 from tp2.sandbox.objects import service
 
-ROUNDS = int(os.environ.get("TP2_KILLS", "8"))
+ROUNDS = int(os.environ.get("TP2_KILLS", "6"))
 SEED = int(os.environ.get("TP2_SEED") or random.SystemRandom().getrandbits(32))
+
+#: The ways in which it can capture, as options.
+WAYS = {"portmap": ("--mode", "portmap"), "origdst": ("--mode", "origdst"), "pf": PF}
 
 #: What a killed tp2 cannot take away, and the next one does.
 REMAINS = {"control.sock", "lock", "tp2.log"}
@@ -82,9 +88,11 @@ def kills(rounds: int, seed: int) -> list[Kill]:
     return found
 
 
-def state(laptop: Laptop, since: Path) -> list[str]:
+def state(laptop: Laptop, since: Path, pf: Double | None) -> list[str]:
     """Everything that has to be as before."""
-    return [*laptop.host.run("sh", "-c", _LOOK, "sh", str(since)).splitlines(), *processes_of_tp2(laptop)]
+    rules = [f"pf: {key} {value}" for key, value in pf.state.items() if key != "next_token"] if pf else []
+    look = laptop.host.run("sh", "-c", _LOOK, "sh", str(since)).splitlines()
+    return [*look, *rules, *processes_of_tp2(laptop)]
 
 
 def pids(laptop: Laptop) -> dict[str, list[int]]:
@@ -103,10 +111,10 @@ def pids(laptop: Laptop) -> dict[str, list[int]]:
 class Life:
     """A 'tp2 up' whose words are kept in a file, since whoever reads them must not be part of what is measured."""
 
-    def __init__(self, laptop: Laptop, mode: str, kill: Kill) -> None:
+    def __init__(self, laptop: Laptop, way: tuple[str, ...], kill: Kill) -> None:
         self.laptop = laptop
         self.words = laptop.box.directory / "words"
-        options = ["--mode", mode, *(["--detach"] if kill.detached else [])]
+        options = [*way, *(["--detach"] if kill.detached else [])]
         with self.words.open("wb") as words:
             self.process: subprocess.Popen[Any] = laptop.host.start(
                 *laptop.box.up_command(*options),
@@ -147,9 +155,9 @@ class Life:
         assert "\nready" in self.said(), self.said()
 
 
-def live_and_die(laptop: Laptop, mode: str, kill: Kill, start_takes: float) -> str:
+def live_and_die(laptop: Laptop, way: tuple[str, ...], kill: Kill, start_takes: float) -> str:
     """Start tp2, let it live as long as *kill* says, and kill it; return what it said."""
-    life = Life(laptop, mode, kill)
+    life = Life(laptop, way, kill)
     clients: list[subprocess.Popen[Any]] = []
     told: list[subprocess.Popen[Any]] = []
     if kill.when == "start":
@@ -178,45 +186,65 @@ def live_and_die(laptop: Laptop, mode: str, kill: Kill, start_takes: float) -> s
     return life.said()
 
 
+@pytest.fixture(scope="module")
+def busy(laptop: Laptop) -> Laptop:
+    """The laptop with rules of somebody else's, which outlive everything too, and a service without a route."""
+    laptop.box.create(service("shop", "six", "fd00:10:96::6", {"http": 80}))
+    laptop.host.run("nft", "add table ip theirs; add chain ip theirs out { type nat hook output priority -100; }")
+    # The machine's own link-local address takes a second to become usable (RFC 4862 section 5.4).
+    eventually(lambda: "tentative" not in laptop.host.run("ip", "-o", "addr"))
+    return laptop
+
+
+@pytest.fixture
+def pf(way: str, busy: Laptop, tmp_path: Path) -> Iterator[Double | None]:
+    """The pf of a Mac, if that is the way."""
+    if way != "pf":
+        yield None
+    elif PROGRAM.exists():
+        pytest.skip("this machine has a pf of its own, which is not to be touched")
+    else:
+        with pf_of_a_mac(tmp_path / "machine") as machine, resolver_of_a_mac(busy):
+            # The locks in the directory of its records stay, which the first start makes.
+            assert Up(busy, *PF).stop() == 0
+            yield machine
+
+
 @pytest.mark.timeout(60 + 10 * ROUNDS)
-@pytest.mark.parametrize("mode", ["portmap", "origdst"])
-def test_wherever_tp2_is_killed_the_machine_is_as_before(laptop: Laptop, up: Callable[..., Up], mode: str) -> None:
-    box = laptop.box
-    if mode == "portmap":
-        box.create(service("shop", "six", "fd00:10:96::6", {"http": 80}))
-        # Somebody else's rules, which outlive everything too.
-        laptop.host.run("nft", "add table ip theirs; add chain ip theirs out { type nat hook output priority -100; }")
+@pytest.mark.parametrize("way", list(WAYS))
+def test_wherever_tp2_is_killed_the_machine_is_as_before(
+    busy: Laptop, up: Callable[..., Up], way: str, pf: Double | None
+) -> None:
+    box, options = busy.box, WAYS[way]
     since = box.directory / "began"
     since.touch()
     runtime = RuntimeDirectory(Path(box.environment["TP2_RUNTIME_DIR"]))
-    # The machine's own link-local address takes a second to become usable (RFC 4862 section 5.4).
-    eventually(lambda: "tentative" not in laptop.host.run("ip", "-o", "addr"))
-    before = now = state(laptop, since)
+    before = now = state(busy, since, pf)
     began = time.monotonic()
-    first = up("--mode", mode)
+    first = up(*options)
     start_takes = time.monotonic() - began
-    laptop.lookup("six.shop", "AAAA")
-    assert state(laptop, since) != before
+    busy.lookup("six.shop", "AAAA")
+    assert state(busy, since, pf) != before
     assert first.stop() == 0
 
     def is_as_before() -> bool:
         nonlocal now
-        now = state(laptop, since)
+        now = state(busy, since, pf)
         return now == before and runtime.holder() is None
 
-    for number, kill in enumerate(kills(ROUNDS, SEED + len(mode))):
-        which = f"round {number} of TP2_SEED={SEED}, mode {mode}: {kill}"
-        said = live_and_die(laptop, mode, kill, start_takes)
+    for number, kill in enumerate(kills(ROUNDS, SEED + list(WAYS).index(way))):
+        which = f"round {number} of TP2_SEED={SEED}, {way}: {kill}"
+        said = live_and_die(busy, options, kill, start_takes)
         assert "Traceback" not in said, f"{which}\n{said}"
         try:
             eventually(is_as_before, within=10)
         except AssertionError:
             changed = sorted(set(before) ^ set(now))
             pytest.fail(f"{which}\nheld by {runtime.holder()}; changed: {changed}\n{said}")
-        assert set(runtime_files(laptop)) <= REMAINS, which
+        assert set(runtime_files(busy)) <= REMAINS, which
 
-    last = up("--mode", mode)
-    assert laptop.curl("http://web.shop/") == "this is web.shop, port 80\n"
+    last = up(*options)
+    assert busy.curl("http://web.shop/") == "this is web.shop, port 80\n"
     assert last.stop() == 0
-    assert state(laptop, since) == before
-    assert runtime_files(laptop) == []
+    assert state(busy, since, pf) == before
+    assert runtime_files(busy) == []

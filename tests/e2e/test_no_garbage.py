@@ -21,7 +21,7 @@ def processes_of_tp2(laptop: Laptop) -> list[str]:
             command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"tp2" in command or b"tp2.forward.helper" in command:
+        if {b"tp2", b"tp2.forward.helper", b"tp2.forward.pfguard"} & set(command):
             found.append(b" ".join(command).decode())
     return found
 
