@@ -71,21 +71,17 @@ class Kill:
 
 
 def kills(rounds: int, seed: int) -> list[Kill]:
-    """Return the ways to die: all times of life, and all victims, as evenly as the number allows."""
+    """Return the ways to die: all times of life and all victims with each other, as evenly as the number allows."""
     draw = random.Random(seed)
     victims = [("daemon",), ("helper",), ("daemon", "helper"), ("helper", "daemon")]
-    found = [
-        Kill(
-            ("start", "run", "stop", "start")[number % 4],
-            draw.random(),
-            victims[number // 4 % 4],
-            draw.choice(["down", "SIGTERM"]),
-            draw.random() < 0.25,
-        )
-        for number in range(rounds)
-    ]
-    draw.shuffle(found)
-    return found
+    found: list[Kill] = []
+    while len(found) < rounds:
+        # A start is the longest, and the most happens in it.
+        every = [(when, who) for when in ("start", "start", "run", "stop") for who in victims]
+        draw.shuffle(every)
+        for when, who in every:
+            found.append(Kill(when, draw.random(), who, draw.choice(["down", "SIGTERM"]), draw.random() < 0.25))
+    return found[:rounds]
 
 
 def state(laptop: Laptop, since: Path, pf: Double | None) -> list[str]:
