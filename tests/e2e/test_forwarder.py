@@ -58,8 +58,11 @@ def test_what_the_rules_cannot_do_on_this_machine_is_said_at_the_start(laptop: L
 
 def test_pf_on_a_machine_without_it_is_one_message_and_leaves_nothing(laptop: Laptop) -> None:
     before = laptop.host.run("ls", "/run")
-    command = laptop.box.up_command("--forwarder", "pf")
-    assert_fails(laptop, command, 6, "cannot capture traffic with pf", "pfctl", "--forwarder nftables")
+    words = ("cannot capture traffic with pf", "pfctl", "--forwarder nftables")
+    assert_fails(laptop, laptop.box.up_command("--forwarder", "pf"), 6, *words)
+    # Said in the environment, it is the same.
+    env = {**laptop.box.environment, "TP2_FORWARDER": "pf"}
+    assert_fails(laptop, laptop.box.up_command(), 6, *words, env=env)
     assert laptop.host.run("ls", "/run") == before
 
 
