@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ def left(laptop: Laptop, double: Double) -> dict[str, Any]:
     }
 
 
-def test_nftables_can_be_named(laptop: Laptop) -> None:
-    running = Up(laptop, "--forwarder", "nftables")
+def test_nftables_can_be_named(laptop: Laptop, up: Callable[..., Up]) -> None:
+    running = up("--forwarder", "nftables")
     assert laptop.curl("http://web.shop/") == WEB
     assert laptop.status()["forwarder"]["kind"] == "nftables"
     assert running.stop() == 0
@@ -71,10 +71,12 @@ def test_pf_and_origdst_do_not_go_together(laptop: Laptop) -> None:
     assert_fails(laptop, command, 2, "cannot run in mode origdst", "--mode portmap")
 
 
-def test_on_a_mac_names_are_steered_and_namespaces_followed(laptop: Laptop, double: Double) -> None:
+def test_on_a_mac_names_are_steered_and_namespaces_followed(
+    laptop: Laptop, up: Callable[..., Up], double: Double
+) -> None:
     with resolver_of_a_mac(laptop):
         before = left(laptop, double)
-        running = Up(laptop, *PF)
+        running = up(*PF)
         assert laptop.status()["forwarder"]["kind"] == "pf"
         dns = laptop.status()["dns"]
         assert dns["captured"] == []
@@ -82,6 +84,7 @@ def test_on_a_mac_names_are_steered_and_namespaces_followed(laptop: Laptop, doub
         for name in ("web.shop", "web.shop.svc", "web.shop.svc.cluster.local"):
             assert laptop.curl(f"http://{name}/") == WEB
         assert laptop.lookup(SITE) == [SITE_ADDRESS]
+        eventually(lambda: "<tp2_cluster>" in double.rules)
         assert laptop.run("curl", "--silent", "http://10.96.1.2:9999/").code == 7
         assert "port 53" not in double.rules
 
@@ -94,12 +97,14 @@ def test_on_a_mac_names_are_steered_and_namespaces_followed(laptop: Laptop, doub
         assert left(laptop, double) == before
 
 
-def test_on_a_mac_a_domain_that_another_tool_steers_is_left_to_it(laptop: Laptop, double: Double) -> None:
+def test_on_a_mac_a_domain_that_another_tool_steers_is_left_to_it(
+    laptop: Laptop, up: Callable[..., Up], double: Double
+) -> None:
     theirs = "nameserver 192.0.2.53\n"
     with resolver_of_a_mac(laptop):
         laptop.host.run("sh", "-euc", "mkdir /etc/resolver; cat >/etc/resolver/blog", stdin=theirs)
         try:
-            running = Up(laptop, *PF)
+            running = up(*PF)
             assert laptop.curl("http://web.shop/") == WEB
             assert laptop.lookup("web.blog") == []
             assert laptop.curl("http://web.blog.svc.cluster.local/") == "this is web.blog, port 80\n"
@@ -110,9 +115,9 @@ def test_on_a_mac_a_domain_that_another_tool_steers_is_left_to_it(laptop: Laptop
             laptop.host.run("rm", "-rf", "/etc/resolver")
 
 
-def test_with_dns_named_pf_captures_it(laptop: Laptop, double: Double) -> None:
+def test_with_dns_named_pf_captures_it(laptop: Laptop, up: Callable[..., Up], double: Double) -> None:
     before = left(laptop, double)
-    running = Up(laptop, *PF, "--dns", NAMESERVER)
+    running = up(*PF, "--dns", NAMESERVER)
     assert laptop.curl("http://web.shop/") == WEB
     assert laptop.lookup(SITE) == [SITE_ADDRESS]
     assert laptop.status()["dns"]["captured"] == [NAMESERVER]
@@ -131,10 +136,12 @@ def test_a_pfctl_that_fails_half_way_is_one_message_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("fault", ["commit", "killed"])
-def test_a_pfctl_that_fails_later_costs_one_lookup(laptop: Laptop, double: Double, fault: str) -> None:
+def test_a_pfctl_that_fails_later_costs_one_lookup(
+    laptop: Laptop, up: Callable[..., Up], double: Double, fault: str
+) -> None:
     with resolver_of_a_mac(laptop):
         before = left(laptop, double)
-        running = Up(laptop, *PF)
+        running = up(*PF)
         assert laptop.curl("http://web.shop/") == WEB
         eventually(lambda: "<tp2_cluster>" in double.rules)
         double.set(faults={"load": fault})
@@ -145,10 +152,12 @@ def test_a_pfctl_that_fails_later_costs_one_lookup(laptop: Laptop, double: Doubl
 
 
 @pytest.mark.parametrize("killed", ["daemon", "helper"])
-def test_on_a_mac_a_killed_tp2_leaves_nothing(laptop: Laptop, double: Double, killed: str) -> None:
+def test_on_a_mac_a_killed_tp2_leaves_nothing(
+    laptop: Laptop, up: Callable[..., Up], double: Double, killed: str
+) -> None:
     with resolver_of_a_mac(laptop):
         before = left(laptop, double)
-        running = Up(laptop, *PF)
+        running = up(*PF)
         assert laptop.curl("http://web.shop/") == WEB
         pid = running.process.pid if killed == "daemon" else laptop.status()["forwarder"]["helper_pid"]
         os.kill(pid, signal.SIGKILL)
@@ -159,5 +168,5 @@ def test_on_a_mac_a_killed_tp2_leaves_nothing(laptop: Laptop, double: Double, ki
             return {**now, "files": []} == {**before, "files": []}
 
         eventually(is_as_before)
-        assert Up(laptop, *PF).stop() == 0
+        assert up(*PF).stop() == 0
         assert left(laptop, double) == before
