@@ -21,7 +21,7 @@ from tp2.control import client
 from tp2.errors import ExitCode, Tp2Error
 from tp2.runtime import RuntimeDirectory, default_directory
 from tp2.service import commands as service_commands
-from tp2.settings import Mode, Settings, Via
+from tp2.settings import Mode, Rules, Settings, Via
 from tp2.terminal import completion
 
 
@@ -195,6 +195,13 @@ def cli() -> None:
     " [default: auto]",
 )
 @click.option(
+    "--forwarder",
+    type=click.Choice([rules.value for rules in Rules]),
+    default=Rules.AUTO.value,
+    show_default=True,
+    help="Which forwarding rules are set: those that this machine has, nftables (Linux), or pf (macOS, FreeBSD).",
+)
+@click.option(
     "--metrics",
     metavar="ADDR:PORT",
     type=Parsed("address", settings.parse_listener),
@@ -210,8 +217,7 @@ def up(detach: bool, **options: Any) -> None:
     """
     from tp2 import start
 
-    chosen = {**options, "mode": Mode(options["mode"]), "via": Via(options["via"])}
-    raise SystemExit(start.up(Settings(**chosen), _runtime(), detach=detach))
+    raise SystemExit(start.up(_settings(options), _runtime(), detach=detach))
 
 
 up.params.append(configuration.option())
@@ -364,8 +370,7 @@ def doctor(as_json: bool, **options: Any) -> None:
 
     source = click.get_current_context().get_parameter_source
     given = {name for name in options if source(name) is not ParameterSource.DEFAULT}
-    settings = Settings(**{**options, "mode": Mode(options["mode"]), "via": Via(options["via"])})
-    report = room.examine(settings, _runtime(), given)
+    report = room.examine(_settings(options), _runtime(), given)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))
     else:
@@ -521,6 +526,11 @@ def _settings_of_sudos_caller() -> None:
 def print_error(error: Tp2Error) -> None:
     """Print what failed, why, and what to do, on standard error."""
     click.echo(f"tp2: {error.what}\n  why: {error.why}\n  try: {error.remedy}", err=True)
+
+
+def _settings(options: dict[str, Any]) -> Settings:
+    words: dict[str, Callable[[str], Any]] = {"mode": Mode, "via": Via, "forwarder": Rules}
+    return Settings(**{name: words[name](value) if name in words else value for name, value in options.items()})
 
 
 def _runtime() -> RuntimeDirectory:

@@ -26,6 +26,7 @@ from tp2.dns.server import DnsServer
 from tp2.dns.upstream import Upstream
 from tp2.errors import ExitCode, ForwarderError, Tp2Error
 from tp2.forward.client import Helper, HelperForwarder
+from tp2.forward.platforms import this_platform
 from tp2.parts import Parts, zone_config
 from tp2.resolvers import Resolvers
 from tp2.runtime import RuntimeDirectory
@@ -33,6 +34,7 @@ from tp2.settings import Settings
 from tp2.socks.auth import read_credentials
 from tp2.socks.connector import Connector
 from tp2.socks.server import SocksServer
+from tp2.steering import Steering, is_steered
 from tp2.system import environment, notify
 from tp2.system.eventloop import DescriptorLost, new_event_loop
 
@@ -74,6 +76,8 @@ class Daemon:
                 forwarder = HelperForwarder(helper)
                 stack.push_async_callback(forwarder.close)
                 self._report("helper", f"{forwarder.kind} rules, held by process {forwarder.pid}")
+                if forwarder.lack is not None:
+                    logger.warning("captured addresses that have no route cannot be reached: %s", forwarder.lack)
                 parts = self._build(forwarder)
                 await self._come_up(parts, stack)
                 self._ready = True
@@ -142,6 +146,9 @@ class Daemon:
             lambda: None if parts.resolvers.systems else parts.resolvers.captured[0],
         )
         parts = Parts(settings, found, attachment, forwarder, connector, socks, capture, upstream, dns, canary)
+        if is_steered(settings, forwarder.kind, this_platform()):
+            parts.steering = Steering(forwarder, parts.zone_config, lambda: parts.attachment.cluster.catalog.namespaces)
+            capture.on_catalog = parts.steering.look
         return parts
 
     async def _come_up(self, parts: Parts, stack: contextlib.AsyncExitStack) -> None:
@@ -176,14 +183,20 @@ class Daemon:
         # Pushed again, so that on the way out the rules go before anything that they lead to.
         stack.push_async_callback(parts.forwarder.close)
         await parts.capture.start(parts.dns)
-        await parts.forwarder.capture_dns(self._resolvers.captured, parts.dns.port)
-        await resolvers.flush_system_cache(self._resolvers)
-        self._report("capture", f"port 53 of {', '.join(self._resolvers.captured)}")
+        if parts.steering is not None:
+            await parts.steering.start(parts.dns.port)
+            self._report("capture", f"names below {', '.join(parts.steering.domains)}")
+        else:
+            await parts.forwarder.capture_dns(self._resolvers.captured, parts.dns.port)
+            await resolvers.flush_system_cache(self._resolvers)
+            self._report("capture", f"port 53 of {', '.join(self._resolvers.captured)}")
         await parts.canary.start()
         if (failure := (await parts.canary.fly()).failure) is not None:
             raise failure
         in_background(parts.canary.keep_flying())
         in_background(parts.capture.follow())
+        if parts.steering is not None:
+            in_background(parts.steering.follow())
         in_background(self._follow_resolvers(parts))
         in_background(self._follow_kubeconfig(parts))
         in_background(environment.watch(lambda why: self._disturbed(parts, why)))
@@ -213,7 +226,8 @@ class Daemon:
             parts.upstream.set_servers(found.fallback)
             parts.dns.set_config(parts.zone_config())
             try:
-                await parts.forwarder.capture_dns(found.captured, parts.dns.port)
+                if parts.steering is None:
+                    await parts.forwarder.capture_dns(found.captured, parts.dns.port)
             except ForwarderError as error:
                 # What was captured still is; if the helper is gone, its watcher says so.
                 logger.warning("%s. %s", error, error.remedy)
@@ -292,8 +306,9 @@ async def _start(stack: contextlib.AsyncExitStack, part: _Part) -> None:
 
 async def _helper_lost(forwarder: HelperForwarder) -> None:
     await forwarder.lost.wait()
+    remover = "its guardian takes away" if forwarder.kind == "pf" else "the kernel removed"
     raise ForwarderError(
         "nothing is captured any more",
-        f"the privileged helper (process {forwarder.pid}) ended, and the kernel removed its rules",
+        f"the privileged helper (process {forwarder.pid}) ended, and {remover} its rules",
         "run tp2 up again; the system log may say who ended the helper",
     )

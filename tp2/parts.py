@@ -27,6 +27,7 @@ from tp2.resolvers import Resolvers
 from tp2.settings import Settings, SocketAddress, parse_target
 from tp2.socks.connector import Connector
 from tp2.socks.server import SocksServer
+from tp2.steering import Steering
 from tp2.types import Destination, Wanted
 
 #: Seconds for which whoever asks for a test waits for one that begins then.
@@ -50,6 +51,7 @@ class Parts:
     upstream: Upstream
     dns: DnsServer
     canary: Canary
+    steering: Steering | None = None
     since: float = field(default_factory=time.time)
 
     def zone_config(self) -> ZoneConfig:
@@ -158,7 +160,7 @@ class Parts:
         )
         return {
             "mode": str(self.settings.mode),
-            "captured": list(self.resolvers.captured),
+            "captured": self._captured(),
             "upstream": [str(address) for address in self.resolvers.fallback],
             "cluster": {key: attachment["cluster"][key] for key in ("context", "synced", "last_error")},
             "tunnel": {key: attachment["tunnel"][key] for key in ("state", "remote", "through", "last_error")},
@@ -193,7 +195,8 @@ class Parts:
             "tunnel": {**tunnel, "since": timestamp(tunnel["since"])},
             "dns": {
                 "listen": self._dns_address(),
-                "captured": list(self.resolvers.captured),
+                "captured": self._captured(),
+                "steered": self.steering.domains if self.steering else [],
                 "upstream": [str(address) for address in self.resolvers.fallback],
                 **asdict(self.dns.counters),
             },
@@ -220,6 +223,9 @@ class Parts:
     def describe_dns(self) -> str:
         """Say in a line who answers what."""
         return f"{self._dns_address()}; other names go to {', '.join(map(str, self.resolvers.fallback))}"
+
+    def _captured(self) -> list[str]:
+        return [] if self.steering else list(self.resolvers.captured)
 
     def _dns_address(self) -> str:
         return f"127.0.0.1:{self.dns.port}"

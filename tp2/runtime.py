@@ -131,7 +131,13 @@ class RuntimeDirectory:
             os.close(descriptor)
         self._descriptor = descriptor
         self.write_pid()
-        self.socket.unlink(missing_ok=True)
+        try:
+            self.socket.unlink(missing_ok=True)
+            if self.log.is_symlink() or (self.log.exists() and not self.log.is_file()):
+                raise OSError(errno.EINVAL, "it is not a file of tp2's", str(self.log))
+        except OSError as error:
+            self.release(keep_log=True)
+            raise self._unusable(f"{Path(error.filename).name}: {error.strerror}") from error
 
     @contextlib.contextmanager
     def watch_holder(self) -> Iterator[Callable[[], None]]:

@@ -33,6 +33,14 @@ class Via(StrEnum):
     DIRECT = "direct"
 
 
+class Rules(StrEnum):
+    """Which of the operating system's forwarding rules are used: what this machine has, or those that are named."""
+
+    AUTO = "auto"
+    NFTABLES = "nftables"
+    PF = "pf"
+
+
 class Remote(NamedTuple):
     """The SSH endpoint: ``[USER@]HOST[:PORT]``."""
 
@@ -92,6 +100,7 @@ class Settings:
     idle_timeout: float = DEFAULT_IDLE_TIMEOUT
     ports: range = DEFAULT_PORTS
     containers: tuple[str, ...] = (AUTO,)
+    forwarder: Rules = Rules.AUTO
     metrics: SocketAddress | None = None
     verbose: bool = False
 
@@ -138,6 +147,8 @@ def parse_domain(text: str) -> str:
 def parse_exclusion(text: str) -> str | IPv4Network | IPv6Network:
     """Return what ``--exclude`` is given: a domain name, or a network as ``ADDRESS[/LENGTH]``.
 
+    A name stands for all names below it anyhow, so ``*.`` before it is as good as nothing.
+
     :raises UsageError: *text* is neither.
     """
     import ipaddress
@@ -150,7 +161,7 @@ def parse_exclusion(text: str) -> str | IPv4Network | IPv6Network:
             raise UsageError(
                 f"{text!r} is no network", "a network is an address and the length of its prefix", "as in 10.96.0.0/16"
             ) from error
-    return parse_domain(text)
+    return parse_domain(text.removeprefix("*."))
 
 
 def parse_interface(text: str) -> str:

@@ -20,7 +20,7 @@ from tp2.errors import UsageError
 from tp2.forward.client import StartingHelper
 from tp2.forward.privilege import become, calling_user
 from tp2.runtime import RuntimeDirectory
-from tp2.settings import Mode, Settings, Via
+from tp2.settings import Mode, Rules, Settings, Via
 from tp2.system import imports, limits, notify
 from tp2.terminal.progress import Progress
 
@@ -36,7 +36,7 @@ def up(settings: Settings, runtime: RuntimeDirectory, *, detach: bool) -> int:
     began = time.monotonic()
     _refuse_what_cannot_be(settings)
     runtime.check_free()
-    with StartingHelper() as starting:
+    with StartingHelper(settings.forwarder) as starting:
         # This takes most of a second, in which the helper starts.
         with imports.quickly():
             for module in (*_NEEDED_LATER, *(["tp2.metrics"] if settings.metrics else [])):
@@ -59,10 +59,10 @@ def up(settings: Settings, runtime: RuntimeDirectory, *, detach: bool) -> int:
 
 
 def _refuse_what_cannot_be(settings: Settings) -> None:
-    if settings.mode is Mode.ORIGDST and sys.platform != "linux":
+    if settings.mode is Mode.ORIGDST and (sys.platform != "linux" or settings.forwarder is Rules.PF):
         raise UsageError(
             "cannot run in mode origdst",
-            "only Linux tells where a redirected connection was going",
+            "only nftables, on Linux, lets tp2 ask where a redirected connection was going",
             "use --mode portmap, which works everywhere",
         )
     if settings.remote is not None and settings.socks_upstream is not None:

@@ -21,7 +21,7 @@ def processes_of_tp2(laptop: Laptop) -> list[str]:
             command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"tp2" in command or b"tp2.forward.helper" in command:
+        if {b"tp2", b"tp2.forward.helper", b"tp2.forward.pfguard"} & set(command):
             found.append(b" ".join(command).decode())
     return found
 
@@ -125,6 +125,23 @@ def test_a_start_that_is_interrupted_leaves_nothing(laptop: Laptop, stage: str) 
     # Between its last stage and ready is next to no time.
     assert up.returncode == 130 or (up.returncode, stage) == (0, "capture")
     assert stderr == ""
+    assert (laptop.ruleset(), processes_of_tp2(laptop), runtime_files(laptop)) == (before, [], [])
+
+
+@pytest.mark.parametrize("at", ["tp2.start", "encodings.idna", "tp2.daemon", "asyncssh", "aiohttp", "uvloop"])
+def test_a_start_that_is_interrupted_while_it_imports_leaves_nothing(laptop: Laptop, at: str) -> None:
+    before = laptop.ruleset()
+    hook = Path(__file__).parents[1] / "fixtures" / "interrupt"
+    done = subprocess.run(
+        [*laptop.host.command(), *laptop.box.up_command()],
+        env={**laptop.box.environment, "PYTHONPATH": str(hook), "INTERRUPT_AT": at},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "")
     assert (laptop.ruleset(), processes_of_tp2(laptop), runtime_files(laptop)) == (before, [], [])
 
 

@@ -21,9 +21,9 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from tests.helper import Helper
-from tp2.forward.pfctl import MACOS, this_platform
 from tp2.forward.pfrules import anchor_text
 from tp2.forward.pfundo import DIRECTORY
+from tp2.forward.platforms import MACOS, this_platform
 from tp2.forward.protocol import CaptureDns, Cluster, Exempt, SteerDns, Update
 from tp2.types import Destination, Redirect
 

@@ -117,6 +117,7 @@ def test_every_option_of_up_can_be_set_in_the_file(config: Config, environment: 
         "metrics": "127.0.0.1:9100",
         "ports": "30000-30007",
         "containers": ["docker0"],
+        "forwarder": "nftables",
         "detach": True,
         "verbose": True,
     }

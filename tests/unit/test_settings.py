@@ -145,6 +145,8 @@ def test_a_private_key_is_no_host_key(tmp_path: Path) -> None:
     [
         ("corp.example", "corp.example"),
         ("Corp.Example.", "corp.example"),
+        ("*.dev", "dev"),
+        (".dev", "dev"),
         ("10.96.0.0/16", ip_network("10.96.0.0/16")),
         ("10.96.7.7/16", ip_network("10.96.0.0/16")),
         ("10.96.0.1", ip_network("10.96.0.1/32")),
@@ -162,7 +164,9 @@ def test_the_two_kinds_of_exclusions_are_told_apart() -> None:
     assert chosen.excluded_networks == (ip_network("10.0.0.0/8"),)
 
 
-@pytest.mark.parametrize("text", ["10.96.0.0/33", "10.96/16", "fd00::/200", "fd00:::1", "a b", "/", "x/y"])
+@pytest.mark.parametrize(
+    "text", ["10.96.0.0/33", "10.96/16", "fd00::/200", "fd00:::1", "a b", "/", "x/y", "*", "*.", "*dev", "a.*.dev"]
+)
 def test_what_is_neither_a_name_nor_a_network_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         settings.parse_exclusion(text)

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil
 from typing import Any, Final
 
@@ -67,6 +67,8 @@ class Capture:
         #: The loopback addresses on which redirected connections arrive, one a family.
         self.loopback = ["127.0.0.1", "::1"] if _has("::1") else ["127.0.0.1"]
         self._attachment = attachment
+        #: Called when the catalog has changed.
+        self.on_catalog: Callable[[], None] = lambda: None
         self.addresses = ClusterAddresses(
             forwarder, lambda: self._attachment.cluster.catalog, self._exclusions, changed=self._moved.set
         )
@@ -90,8 +92,8 @@ class Capture:
         """Follow another cluster from now on; :meth:`clear` lets go of the former one."""
         self._attachment = attachment
         self._own_way.clear()
-        attachment.on_change = self.addresses.look
-        self.addresses.look()
+        attachment.on_change = self._catalog_changed
+        self._catalog_changed()
 
     async def clear(self) -> None:
         """Let go of everything that was captured for the cluster that is not attached any more."""
@@ -182,6 +184,10 @@ class Capture:
             return "tp2 itself reaches the cluster that way"
         # A port of its own on an address whose other port tp2 uses does no harm: a rule is for one port.
         return self.addresses.why(destination.address, own_way=False)
+
+    def _catalog_changed(self) -> None:
+        self.addresses.look()
+        self.on_catalog()
 
     def _exclusions(self) -> Exclusions:
         # What once was part of the way may be again: the tunnel must not have to wait for us to notice.

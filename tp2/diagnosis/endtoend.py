@@ -65,7 +65,8 @@ class EndToEnd:
     async def resolver(self) -> Finding:
         """Whether a name that only tp2 knows is found by this machine's resolver."""
         asked = self._nameservers()
-        if self._status is not None and asked and not set(asked) & set(self._status["dns"]["captured"]):
+        captured = self._status["dns"]["captured"] if self._status is not None else []
+        if captured and asked and not set(asked) & set(captured):
             return not_applicable("lookups", "tp2 captures another nameserver than this machine's programs ask")
         name = f"x{secrets.token_hex(5)}{SUFFIX}."
         began = time.monotonic()

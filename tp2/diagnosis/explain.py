@@ -118,7 +118,7 @@ class _Walk:
                 ),
             )
         captured = answer["captured"]
-        if not set(conf.nameservers) & set(captured):
+        if captured and not set(conf.nameservers) & set(captured):
             self._break(
                 "resolver",
                 failed(

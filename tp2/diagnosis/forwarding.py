@@ -61,8 +61,16 @@ class Forwarding:
 
     async def forwarder(self) -> Finding:
         """Whether there are rules, and whether they can do what they have to."""
-        if not self._machine.is_linux():
-            return ok(f"{choose()} rules")
+        try:
+            kind = choose(self._settings.forwarder)
+        except Tp2Error as error:
+            return failed_by(error)
+        if kind == "pf":
+            if self._machine.is_linux() and self._machine.which("pfctl") is None:
+                from tp2.forward.pfctl import no_pfctl
+
+                return failed_by(no_pfctl())
+            return ok("pf rules")
         return await in_thread(self._nftables)
 
     def _nftables(self) -> Finding:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tp2.settings import Remote, Settings, SocketAddress, Via, parse_exclusion
+from tp2.settings import Remote, Rules, Settings, SocketAddress, Via, parse_exclusion
 
 
 def told(settings: Settings) -> dict[str, Any]:
@@ -25,6 +25,7 @@ def told(settings: Settings) -> dict[str, Any]:
         "identity": str(settings.identity.absolute()) if settings.identity else None,
         "host_key": settings.host_key,
         "socks": list(settings.socks),
+        "forwarder": str(settings.forwarder),
         "ports": [settings.ports.start, settings.ports.stop],
     }
 
@@ -48,6 +49,7 @@ def adopted(settings: Settings, words: dict[str, Any], given: Collection[str]) -
         "identity": _path(words["identity"]),
         "host_key": words["host_key"],
         "socks": SocketAddress(*words["socks"]),
+        "forwarder": Rules(words["forwarder"]),
         "ports": range(*words["ports"]),
     }
     return replace(settings, **{name: value for name, value in theirs.items() if name not in given})

@@ -16,6 +16,7 @@ from typing import Self, TypeVar
 
 from tp2.errors import ForwarderError, PrivilegeError
 from tp2.forward import protocol
+from tp2.forward.platforms import AUTO
 from tp2.forward.privilege import start_helper
 from tp2.forward.rules import Inlet
 from tp2.types import Destination, Redirect
@@ -39,11 +40,16 @@ class StartingHelper:
     """A helper on its way up: started on entry, ended on leaving.
 
     Between :meth:`wait` and leaving, a :class:`HelperForwarder` may have it; ending it twice does no harm.
+
+    :param kind: which rules it is to set, one of :data:`tp2.forward.platforms.KINDS`.
     """
+
+    def __init__(self, kind: str = AUTO) -> None:
+        self._kind = kind
 
     def __enter__(self) -> Self:
         """:raises PrivilegeError: not root, and there is no sudo."""
-        self._process, self._channel = start_helper()
+        self._process, self._channel = start_helper(self._kind)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -24,10 +24,11 @@ from typing import Final
 
 from tp2.errors import ForwarderError, Tp2Error
 from tp2.forward import pfundo, resolverfiles
-from tp2.forward.pfctl import FREEBSD, MACOS, Pfctl, Platform, is_called, run, this_platform
+from tp2.forward.pfctl import Pfctl, is_called, run
 from tp2.forward.pfguard import Guardian
 from tp2.forward.pfrules import EXEMPT_PORTS, anchor_text
 from tp2.forward.pfundo import Record, Records, flush_cache, undo
+from tp2.forward.platforms import FREEBSD, MACOS, Platform, this_platform
 from tp2.forward.resolverfiles import ResolverFiles
 from tp2.forward.rules import Inlet
 from tp2.types import Destination, Redirect
@@ -79,6 +80,7 @@ class Pf:
         :raises PrivilegeError: not root.
         :raises ForwarderError: there is no pf, or its main ruleset would not get to our rules. Nothing has changed.
         """
+        self._pfctl.check_present()
         if self._platform is FREEBSD and (kldload := shutil.which("kldload")) is not None:
             # A kernel module, not a rule; it stays, since somebody may have come to use it. Already loaded is fine.
             run(kldload, "-n", "pf")

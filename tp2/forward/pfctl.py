@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from typing import Any, Final
 import sh
 
 from tp2.errors import ForwarderError, PrivilegeError, Tp2Error
+from tp2.forward.platforms import Platform
 
 #: Where both systems have it. The PATH comes second: root should not run what a user's directory offers.
 PROGRAM: Final = Path("/sbin/pfctl")
@@ -45,28 +45,6 @@ _NOISE: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Platform:
-    """How one operating system's pf is used; see the table above.
-
-    ``hook``: the anchor that the main ruleset must call, twice. ``counts_references``: -E and -X exist.
-    """
-
-    name: str
-    anchor: str
-    hook: str
-    counts_references: bool
-
-
-MACOS: Final = Platform("macOS", "com.apple/tp2", "com.apple/*", counts_references=True)
-FREEBSD: Final = Platform("FreeBSD", "tp2", "tp2", counts_references=False)
-
-
-def this_platform() -> Platform:
-    """Return the platform of this machine; macOS' where it has no pf of its own (a test double's, then)."""
-    return FREEBSD if sys.platform.startswith("freebsd") else MACOS
-
-
 class Pfctl:
     """Runs pfctl. Every method raises :class:`tp2.errors.PrivilegeError` when the kernel refuses this user, and
     :class:`tp2.errors.ForwarderError` when pfctl is missing or fails.
@@ -76,6 +54,10 @@ class Pfctl:
         self.platform = platform
         #: A descriptor that every run keeps open to its end, longer than we may live; it has to be inheritable.
         self.inherited: int | None = None
+
+    def check_present(self) -> None:
+        """See that there is a pfctl, and run nothing."""
+        _program()
 
     def load(self, text: str) -> None:
         """Replace the anchor's rules by *text*. A transaction: if this fails, the former rules stand."""
@@ -211,12 +193,17 @@ _REMEDY: Final = "try 'sudo pfctl -s info'; restart tp2, and report it if it hap
 def _program() -> str:
     program = str(PROGRAM) if PROGRAM.exists() else shutil.which("pfctl")
     if program is None:
-        raise ForwarderError(
-            "cannot capture traffic with pf",
-            f"there is no {PROGRAM}, nor pfctl anywhere else",
-            "pf is a part of macOS and FreeBSD; on Linux use --forwarder nftables",
-        )
+        raise no_pfctl()
     return program
+
+
+def no_pfctl() -> ForwarderError:
+    """Return what it means that there is no pfctl."""
+    return ForwarderError(
+        "cannot capture traffic with pf",
+        f"there is no {PROGRAM}, nor pfctl anywhere else",
+        "pf is a part of macOS and FreeBSD; on Linux use --forwarder nftables",
+    )
 
 
 def _explained(command: str, done: Done) -> Tp2Error:

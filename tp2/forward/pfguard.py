@@ -23,7 +23,7 @@ class Guardian:
     def __init__(self, platform: str, directory: Path, resolver: Path, lock: int) -> None:
         """Start it.
 
-        :param platform: the name of the :class:`tp2.forward.pfctl.Platform`.
+        :param platform: the name of the :class:`tp2.forward.platforms.Platform`.
         :param lock: the descriptor that holds the guardian's lock; it is closed here.
         """
         # -I: as the helper itself (tp2.forward.privilege).
@@ -54,8 +54,9 @@ def main(arguments: list[str]) -> NoReturn:
     if not (Path(directory) / RECORD).exists():
         # As a rule the helper has undone everything itself, and the rest is not needed.
         raise SystemExit(0)
-    from tp2.forward.pfctl import FREEBSD, MACOS, Pfctl
+    from tp2.forward.pfctl import Pfctl
     from tp2.forward.pfundo import Records, undo
+    from tp2.forward.platforms import FREEBSD, MACOS
     from tp2.forward.resolverfiles import ResolverFiles
 
     platform = {known.name: known for known in (MACOS, FREEBSD)}[system]

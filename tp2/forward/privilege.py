@@ -62,8 +62,9 @@ def become(user: User) -> None:
     # While it may still be read; it takes effect when root is gone.
     theirs = environment_of_sudos_caller()
     os.initgroups(user.name, user.gid)
-    os.setresgid(user.gid, user.gid, user.gid)
-    os.setresuid(user.uid, user.uid, user.uid)
+    # Of root's, these set the saved ids too (POSIX, setuid(2)); macOS has no setresuid(2).
+    os.setgid(user.gid)
+    os.setuid(user.uid)
     os.environ.update(merged(dict(os.environ), theirs, str(user.home), user.name))
 
 
@@ -88,14 +89,16 @@ def acting_as(user: User) -> Iterator[None]:
         os.setgroups(groups)
 
 
-def start_helper() -> tuple[subprocess.Popen[bytes], socket.socket]:
+def start_helper(kind: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """Start the helper, through sudo if this process is not root.
+
+    :param kind: which rules it is to set, one of :data:`tp2.forward.platforms.KINDS`.
 
     Returns its process and our end of the socket pair, on which it speaks first (see :mod:`tp2.forward.protocol`).
 
     :raises PrivilegeError: not root, and there is no sudo.
     """
-    command = list(_HELPER)
+    command = [*_HELPER, kind]
     stderr = None
     if os.geteuid() != 0:
         sudo = shutil.which("sudo")

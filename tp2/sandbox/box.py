@@ -299,7 +299,8 @@ class Sandbox:
 
     def start_nameserver(self, address: str) -> subprocess.Popen[Any]:
         """Start a nameserver of the internet on one of its addresses; return when it answers."""
-        self.internet.run("ip", "addr", "replace", f"{address}/32", "dev", "lo")
+        length, options = (128, ["nodad"]) if ":" in address else (32, [])
+        self.internet.run("ip", "addr", "replace", f"{address}/{length}", "dev", "lo", *options)
         process = self.internet.start(
             *("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file", "--user=", "--group="),
             *("--no-resolv", "--no-hosts", "--bind-interfaces", f"--listen-address={address}"),

@@ -133,9 +133,8 @@ def status(answer: dict[str, Any]) -> None:
     if canary and not canary["ok"]:
         table.add_row("test", f"[red]{_safe(canary['why'])}[/]")
         table.add_row("", _safe(canary["remedy"]))
-    table.add_row(
-        "dns", _safe(f"{dns['listen']}, captures {', '.join(dns['captured'])}, asks {', '.join(dns['upstream'])}")
-    )
+    hears = f"captures {', '.join(dns['captured'])}" if dns["captured"] else "hears what is below the cluster's domains"
+    table.add_row("dns", _safe(f"{dns['listen']}, {hears}, asks {', '.join(dns['upstream'])}"))
     counts = f"{dns['cluster_answers']} answered, {dns['forwarded']} forwarded, {dns['failures']} failed"
     table.add_row("", f"{dns['queries']} queries: {counts}")
     table.add_row("socks", _safe(answer["socks"]["listen"]))

@@ -12,8 +12,9 @@ import pytest
 from tests.doubles.pfctl import FREEBSD_HOOKS, MACOS_MAIN, Double
 from tp2.errors import AlreadyRunning, ForwarderError, PrivilegeError, Tp2Error
 from tp2.forward.pf import CHECK_INTERVAL, Pf
-from tp2.forward.pfctl import FREEBSD, MACOS, PROGRAM
+from tp2.forward.pfctl import PROGRAM
 from tp2.forward.pfrules import EXEMPT_PORTS, anchor_text
+from tp2.forward.platforms import FREEBSD, MACOS
 from tp2.forward.rules import Inlet
 from tp2.types import Destination, Redirect
 

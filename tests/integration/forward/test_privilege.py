@@ -230,3 +230,24 @@ def test_many_descriptors_without_a_request_end_the_helper(host: Host) -> None:
         for _ in range(3):
             socket.send_fds(helper.channel, [b" "], [0] * 10)
         assert helper.process.wait(PATIENCE) == 2
+
+
+_BECOME = """
+import os
+from pathlib import Path
+from tp2.forward.privilege import User, become
+# macOS has neither.
+del os.setresuid, os.setresgid
+become(User(65534, 65534, "nobody", Path("/")))
+print("".join(line for line in open("/proc/self/status") if line.startswith(("Uid", "Gid", "CapPrm"))), end="")
+try:
+    os.seteuid(0)
+except PermissionError:
+    print("for good")
+"""
+
+
+@as_root
+def test_whoever_gave_up_root_does_not_get_it_back() -> None:
+    done = subprocess.run([sys.executable, "-c", _BECOME], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["Uid:", *["65534"] * 4, "Gid:", *["65534"] * 4, "CapPrm:", "0" * 16, "for", "good"]

@@ -15,7 +15,7 @@ from tp2.diagnosis.machine import Machine, Ran
 from tp2.diagnosis.model import Finding, State
 from tp2.errors import ForwarderError
 from tp2.runtime import RuntimeDirectory
-from tp2.settings import Settings
+from tp2.settings import Rules, Settings
 
 
 class Nft:
@@ -35,9 +35,15 @@ class Nft:
 
 
 def forwarding(
-    on: Machine, directory: Path | None = None, nft: Any = Nft, status: dict[str, Any] | None = None
+    on: Machine,
+    directory: Path | None = None,
+    nft: Any = Nft,
+    status: dict[str, Any] | None = None,
+    settings: Settings | None = None,
 ) -> Forwarding:
-    return Forwarding(on, Settings(), RuntimeDirectory(directory or on.root / "run" / "tp2"), status, session=nft)
+    return Forwarding(
+        on, settings or Settings(), RuntimeDirectory(directory or on.root / "run" / "tp2"), status, session=nft
+    )
 
 
 def assert_failed(found: Finding, *words: str, state: State = State.FAILED) -> None:
@@ -79,6 +85,11 @@ async def test_without_libnftables(tmp_path: Path) -> None:
 )
 async def test_a_kernel_that_lacks_something_of_nftables(tmp_path: Path, refuses: str, words: str) -> None:
     assert_failed(await forwarding(machine(tmp_path), nft=lambda: Nft(refuses)).forwarder(), words)
+
+
+async def test_pf_that_was_asked_for_is_looked_for_instead(tmp_path: Path) -> None:
+    checks = forwarding(machine(tmp_path), settings=Settings(forwarder=Rules.PF))
+    assert_failed(await checks.forwarder(), "pfctl", "--forwarder nftables")
 
 
 async def test_without_a_tun_device(tmp_path: Path) -> None:

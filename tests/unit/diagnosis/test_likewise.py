@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tp2.diagnosis.likewise import adopted, told
-from tp2.settings import Remote, Settings, SocketAddress, Via
+from tp2.settings import Remote, Rules, Settings, SocketAddress, Via
 
 MUCH = Settings(
     kubeconfig=Path("/home/alice/config"),
@@ -24,6 +24,7 @@ MUCH = Settings(
     identity=Path("/home/alice/key"),
     host_key="ssh-ed25519 AAAA",
     socks=SocketAddress("127.0.0.2", 1081),
+    forwarder=Rules.PF,
     ports=range(30000, 30010),
 )
 

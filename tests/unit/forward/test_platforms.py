@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from tp2.errors import ForwarderError
-from tp2.forward.pfctl import FREEBSD, MACOS, is_called, this_platform
-from tp2.forward.platforms import choose
+from tp2.forward.pfctl import is_called
+from tp2.forward.platforms import FREEBSD, KINDS, MACOS, choose, this_platform
+from tp2.settings import Rules
 
 
 @pytest.mark.parametrize(
@@ -19,10 +20,21 @@ def test_what_a_system_has_is_chosen(monkeypatch: pytest.MonkeyPatch, system: st
     assert choose() == choose("auto") == kind
 
 
-@pytest.mark.parametrize("kind", ["nftables", "pf"])
-def test_either_can_be_forced(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(sys, "platform", "darwin" if kind == "nftables" else "linux")
+@pytest.mark.parametrize(("system", "kind"), [("linux", "nftables"), ("linux", "pf"), ("darwin", "pf")])
+def test_they_can_be_forced(monkeypatch: pytest.MonkeyPatch, system: str, kind: str) -> None:
+    monkeypatch.setattr(sys, "platform", system)
     assert choose(kind) == kind
+
+
+def test_nftables_is_not_to_be_had_without_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(ForwarderError, match="this is darwin") as caught:
+        choose("nftables")
+    assert "--forwarder" in caught.value.remedy
+
+
+def test_what_the_option_takes_is_what_the_helper_takes() -> None:
+    assert tuple(map(str, Rules)) == KINDS
 
 
 def test_a_system_without_any_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
