@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,33 +18,13 @@ from click.core import ParameterSource
 from tp2 import __version__, configuration, settings
 from tp2.control import client
 from tp2.errors import ExitCode, Tp2Error
+from tp2.options import EXISTING_FILE, Parsed, as_settings, finding_a_cluster, running
 from tp2.runtime import RuntimeDirectory, default_directory
 from tp2.service import commands as service_commands
-from tp2.settings import Mode, Rules, Settings, Via
 from tp2.terminal import completion
-
-
-class Parsed(click.ParamType[Any]):
-    """An option whose form one function of :mod:`tp2.settings` knows."""
-
-    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
-        self.name = name
-        self._parse = parse
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse *value* unless it is a default that needs no parsing."""
-        if not isinstance(value, str):
-            return value
-        try:
-            return self._parse(value)
-        except Tp2Error as error:
-            self.fail(f"{error.what}: {error.why}; {error.remedy}.", param, ctx)
-
 
 #: What ``tp2 mappings`` can be sorted by. The functions are in :mod:`tp2.terminal.rows`, not needed for ``--help``.
 SORT_KEYS = ("name", "address", "state", "open", "total", "sent", "received", "rate", "used")
-
-EXISTING_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -60,155 +39,8 @@ def cli() -> None:
 
 
 @cli.command(context_settings={"auto_envvar_prefix": "TP2"})
-@click.option(
-    "--mode",
-    type=click.Choice([mode.value for mode in Mode]),
-    default=Mode.PORTMAP.value,
-    show_default=True,
-    help="How a connection's destination is known: a local port each, or the kernel's word for it.",
-)
-@click.option("--kubeconfig", type=EXISTING_FILE, help="kubeconfig file. [default: KUBECONFIG, then ~/.kube/config]")
-@click.option(
-    "--context",
-    help="kubeconfig context. [default: the current one]",
-    shell_complete=completion.contexts,
-)
-@click.option(
-    "--namespace",
-    "-n",
-    "namespaces",
-    metavar="NS",
-    multiple=True,
-    shell_complete=completion.namespaces,
-    envvar="TP2_NAMESPACE",
-    help="Watch only this namespace, and look up short names in the first one. Repeatable. [default: all]",
-)
-@click.option(
-    "--dns",
-    metavar="IP",
-    type=Parsed("ip", settings.parse_address),
-    multiple=True,
-    help="Nameserver whose port 53 is captured. Repeatable. [default: those of /etc/resolv.conf]",
-)
-@click.option(
-    "--fallback",
-    metavar="IP[:PORT]",
-    multiple=True,
-    type=Parsed("address", lambda text: settings.parse_socket_address(text, 53)),
-    help="Where names go that are not the cluster's. Repeatable. [default: the captured nameservers]",
-)
-@click.option(
-    "--cluster-domain",
-    metavar="DOMAIN",
-    type=Parsed("domain", settings.parse_domain),
-    default=settings.DEFAULT_CLUSTER_DOMAIN,
-    show_default=True,
-    help="The cluster's DNS domain.",
-)
-@click.option(
-    "--exclude",
-    metavar="NAME|CIDR",
-    type=Parsed("exclusion", settings.parse_exclusion),
-    multiple=True,
-    help="Name that is never the cluster's, nor is any below it; or network whose addresses are not captured."
-    " Repeatable.",
-)
-@click.option(
-    "--remote",
-    metavar="[USER@]HOST[:PORT]",
-    type=Parsed("endpoint", settings.parse_remote),
-    help="SSH endpoint with a way to the cluster's addresses. [default: the one in the cluster, see 'tp2 install']",
-)
-@click.option(
-    "--via",
-    type=click.Choice([via.value for via in Via]),
-    default=Via.AUTO.value,
-    show_default=True,
-    help="The way to the installed endpoint: through the API server, or directly to its load balancer.",
-)
-@click.option(
-    "--endpoint-namespace",
-    metavar="NS",
-    type=Parsed("namespace", settings.parse_namespace),
-    default=settings.DEFAULT_ENDPOINT_NAMESPACE,
-    show_default=True,
-    help="Where the endpoint is installed.",
-)
-@click.option(
-    "--socks-upstream",
-    metavar="HOST:PORT",
-    type=Parsed("proxy", settings.parse_proxy),
-    help="SOCKS5 proxy that leads into the cluster, such as a running 'ssh -D', in place of an SSH endpoint.",
-)
-@click.option(
-    "--dial-timeout",
-    metavar="DURATION",
-    type=Parsed("duration", settings.parse_duration),
-    default="10s",
-    show_default=True,
-    help="How long a new connection waits while the tunnel reconnects.",
-)
-@click.option("--identity", "-i", type=EXISTING_FILE, help="SSH private key. [default: the SSH agent, then ~/.ssh]")
-@click.option(
-    "--host-key",
-    metavar="FILE",
-    type=Parsed("key", settings.read_host_key),
-    help="Public key that the endpoint must present. [default: as in ~/.ssh/known_hosts]",
-)
-@click.option(
-    "--socks",
-    metavar="ADDR:PORT",
-    type=Parsed("address", settings.parse_socket_address),
-    default=str(settings.DEFAULT_SOCKS),
-    show_default=True,
-    help="Where the SOCKS5 proxy listens.",
-)
-@click.option(
-    "--socks-auth",
-    metavar="FILE",
-    type=EXISTING_FILE,
-    help="File with the USERNAME:PASSWORD that SOCKS5 clients must give. [default: none is asked for]",
-)
-@click.option(
-    "--idle-timeout",
-    metavar="DURATION",
-    type=Parsed("duration", settings.parse_duration),
-    default="10m",
-    show_default=True,
-    help="When an unused mapping goes.",
-)
-@click.option(
-    "--ports",
-    metavar="LOW-HIGH",
-    type=Parsed("ports", settings.parse_ports),
-    default="20000-29999",
-    show_default=True,
-    help="Local ports for mappings.",
-)
-@click.option(
-    "--containers",
-    metavar="auto|off|IFACE",
-    type=Parsed("interface", settings.parse_interface),
-    multiple=True,
-    default=(settings.AUTO,),
-    help="Bridges whose containers reach the cluster too: those of container engines, none, or these. Repeatable."
-    " [default: auto]",
-)
-@click.option(
-    "--forwarder",
-    type=click.Choice([rules.value for rules in Rules]),
-    default=Rules.AUTO.value,
-    show_default=True,
-    help="Which forwarding rules are set: those that this machine has, nftables (Linux), or pf (macOS, FreeBSD).",
-)
-@click.option(
-    "--metrics",
-    metavar="ADDR:PORT",
-    type=Parsed("address", settings.parse_listener),
-    help="Let Prometheus read metrics there, at /metrics; a port alone is one of 127.0.0.1. [default: off]",
-)
+@running
 @click.option("--detach/--no-detach", "-d", help="Return when ready, and go on in the background.")
-@click.option("--verbose/--no-verbose", "-v", help="Say what is done, a line for each DNS query included.")
 def up(detach: bool, **options: Any) -> None:
     """Make the cluster reachable until Ctrl-C, or 'tp2 down'.
 
@@ -217,7 +49,7 @@ def up(detach: bool, **options: Any) -> None:
     """
     from tp2 import start
 
-    raise SystemExit(start.up(_settings(options), _runtime(), detach=detach))
+    raise SystemExit(start.up(as_settings(options), _runtime(), detach=detach))
 
 
 up.params.append(configuration.option())
@@ -370,7 +202,7 @@ def doctor(as_json: bool, **options: Any) -> None:
 
     source = click.get_current_context().get_parameter_source
     given = {name for name in options if source(name) is not ParameterSource.DEFAULT}
-    report = room.examine(_settings(options), _runtime(), given)
+    report = room.examine(as_settings(options), _runtime(), given)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))
     else:
@@ -411,32 +243,8 @@ def explain(target: str, connect: bool, as_json: bool) -> None:
         raise SystemExit(int(ExitCode.FAILURE))
 
 
-def _cluster_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options by which ``install`` and ``uninstall`` find their cluster."""
-    for option in (
-        click.option(
-            "--context",
-            help="kubeconfig context. [default: the current one]",
-            shell_complete=completion.contexts,
-        ),
-        click.option("--kubeconfig", type=EXISTING_FILE, help="kubeconfig file. [default: as kubectl]"),
-        click.option(
-            "--namespace",
-            "-n",
-            metavar="NS",
-            type=Parsed("namespace", settings.parse_namespace),
-            default=settings.DEFAULT_ENDPOINT_NAMESPACE,
-            show_default=True,
-            help="Where the endpoint is.",
-            shell_complete=completion.namespaces,
-        ),
-    ):
-        command = option(command)
-    return command
-
-
 @cli.command()
-@_cluster_options
+@finding_a_cluster
 @click.option("--image", metavar="REF", help="Image with OpenSSH's sshd. [default: a public one, pinned by version]")
 @click.option("--identity", "-i", type=EXISTING_FILE, help="Key to let in. [default: the SSH agent's, then ~/.ssh]")
 @click.option(
@@ -463,7 +271,7 @@ def install(print_only: bool, **options: Any) -> None:
 
 
 @cli.command()
-@_cluster_options
+@finding_a_cluster
 def uninstall(**options: Any) -> None:
     """Take the SSH endpoint out of the cluster again, whole, and return when it is gone."""
     from tp2 import installing
@@ -526,11 +334,6 @@ def _settings_of_sudos_caller() -> None:
 def print_error(error: Tp2Error) -> None:
     """Print what failed, why, and what to do, on standard error."""
     click.echo(f"tp2: {error.what}\n  why: {error.why}\n  try: {error.remedy}", err=True)
-
-
-def _settings(options: dict[str, Any]) -> Settings:
-    words: dict[str, Callable[[str], Any]] = {"mode": Mode, "via": Via, "forwarder": Rules}
-    return Settings(**{name: words[name](value) if name in words else value for name, value in options.items()})
 
 
 def _runtime() -> RuntimeDirectory:
