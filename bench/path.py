@@ -173,8 +173,8 @@ def _memory(name: str, effort: Effort, contenders: Sequence[Way], connections: i
             return usage.memory(way.processes())
 
     costing = [way for way in contenders if way.over_ssh]
-    rounds = effort.rounds if connections else 1
-    return Figure(name, "MB", alternate(rounds, {way.name: partial(memory, way) for way in costing}), _BESIDE)
+    # Once: it takes long, and hardly varies.
+    return Figure(name, "MB", alternate(1, {way.name: partial(memory, way) for way in costing}), _BESIDE)
 
 
 def _each(effort: Effort, contenders: Sequence[Way], measure: Callable[[Way], T]) -> dict[str, list[T]]:

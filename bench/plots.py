@@ -54,7 +54,7 @@ def _chart(kind: type[Any], title: str, **options: Any) -> Any:
         legend_at_bottom=True,
         legend_at_bottom_columns=3,
         width=880,
-        height=380,
+        height=390,
         value_formatter=_number,
         **options,
     )
