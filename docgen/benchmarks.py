@@ -30,10 +30,10 @@ scripts/docs
 ```
 
 The first line measures, in some minutes, and keeps the result in `bench/results`; `scripts/bench all` runs every bench
-there is, in about half an hour. The second puts it on this page. Everybody's runs take turns, and each begins a round
-once; a figure is the median of all runs, and the spread is the least and the most of them. A run whose bytes the far
-side did not count, by the way that the contender claims, ends the bench with an error. The ratios say more than the
-figures: those are of the machine that it ran on.
+there is, in about half an hour. The second puts it on this page. Everybody's runs take turns, in an order that changes
+from round to round; a figure is the median of all runs, and the spread is the least and the most of them. A run whose
+bytes the far side did not count, by the way that the contender claims, ends the bench with an error, and none is tried
+again. The ratios say more than the figures: those are of the machine that it ran on.
 """
 
 #: Benches in which many contenders have the same figures: one table for all of them.
