@@ -18,8 +18,14 @@ from pygal.style import Style
 Row = dict[str, Any]
 
 REDSOCKS: Final = "redsocks + ssh -D"
-WAYS: Final = (REDSOCKS, "sshuttle", "tp2 portmap", "tp2 origdst", "tp2 through the API")
-COLOURS: Final = ("#9aa0a6", "#5f6368", "#1a73e8", "#12a4af", "#e8710a")
+#: The contenders that are drawn, and their colours, the same in every plot.
+WAYS: Final = {
+    REDSOCKS: "#9aa0a6",
+    "sshuttle": "#5f6368",
+    "tp2 portmap": "#1a73e8",
+    "tp2 origdst": "#12a4af",
+    "tp2 through the API": "#e8710a",
+}
 
 #: For the measures that the layout is made with; what is drawn looks as :data:`_LOOKS` says.
 _STYLE: Final = Style(
@@ -34,10 +40,7 @@ text { font-family: Helvetica, Arial, sans-serif; font-size: 13px; fill: #202124
 .text-overlay text { font-size: 10px; text-anchor: middle; }
 .background { fill: #ffffff; }
 .line { stroke: #dadce0; fill: none; }
-""" + "".join(
-    f".color-{number} {{ fill: {colour}; }}\n.series.color-{number} .line {{ stroke: {colour}; stroke-width: 2; }}\n"
-    for number, colour in enumerate(COLOURS)
-)
+"""
 
 
 def _number(value: float) -> str:
@@ -49,8 +52,8 @@ def _chart(kind: type[Any], title: str, **options: Any) -> Any:
         title=title,
         style=_STYLE,
         no_prefix=True,
-        print_values=True,
         print_values_position="top",
+        truncate_label=-1,
         legend_at_bottom=True,
         legend_at_bottom_columns=3,
         width=880,
@@ -62,11 +65,13 @@ def _chart(kind: type[Any], title: str, **options: Any) -> Any:
 
 def _bars(title: str, rows: Sequence[Row], figures: dict[str, str], value: Callable[[Row], float | None]) -> Any:
     """Bars in groups: *figures* says which ones by their names, and what stands below them."""
-    chart = _chart(pygal.Bar, title, include_x_axis=True)
+    chart = _chart(pygal.Bar, title, include_x_axis=True, print_values=True)
     found = {(row["contender"], row["figure"]): value(row) for row in rows}
     chart.x_labels = list(figures.values())
     for way in WAYS:
-        chart.add(way, [found.get((way, figure)) for figure in figures])
+        values = [found.get((way, figure)) for figure in figures]
+        if any(value is not None for value in values):
+            chart.add(way, values)
     return chart
 
 
@@ -159,7 +164,11 @@ def render(chart: Any) -> str:
             if idle or tag in ("comment", "script", "desc"):
                 parent.remove(child)
             elif tag == "style":
-                child.text = _LOOKS
+                child.text = _LOOKS + "".join(
+                    f".color-{number} {{ fill: {colour}; }}\n"
+                    f".series.color-{number} .line {{ stroke: {colour}; stroke-width: 2; }}\n"
+                    for number, colour in enumerate(WAYS[options["title"]] for _, options in chart.raw_series)
+                )
     ET.indent(root)
     return ET.tostring(root, encoding="unicode") + "\n"
 
