@@ -37,17 +37,17 @@ class Pages(NamedTuple):
     cpu: float
 
 
-def bulk(way: Way, seconds: float, *, down: bool, warm: float = 1.0) -> Bulk:
+def bulk(way: Way, seconds: int, *, down: bool, warm: int = 1) -> Bulk:
     """Move bytes as fast as they go, after *warm* seconds of the same."""
     with _watched(way) as watch:
         text = way.site.box.laptop.run(
             *("iperf3", "--client", IPERF, "--port", str(IPERF_PORT), "--json"),
-            *("--time", f"{seconds:g}", "--omit", f"{warm:g}"),
+            *("--time", str(seconds), "--omit", str(warm)),
             *(["--reverse"] if down else []),
             timeout=seconds + warm + PATIENCE,
             check=False,
         )
-        outcome = json.loads(text)
+        outcome = json.loads(text or '{"error": "nothing"}')
         if "error" in outcome:
             raise NotCarried(way.name, f"iperf3 says: {outcome['error']}")
         received = outcome["end"]["sum_received"]
@@ -56,15 +56,16 @@ def bulk(way: Way, seconds: float, *, down: bool, warm: float = 1.0) -> Bulk:
     return Bulk(received["bits_per_second"], watch.cpu / max(1, carried) * 1e9)
 
 
-def pages(way: Way, seconds: float, *, keep: bool, connections: int = 16) -> Pages:
+def pages(way: Way, seconds: int, *, keep: bool, connections: int = 16) -> Pages:
     """Ask nginx for as many pages as it gives, with a connection for each or with some that are kept."""
     before = way.site.requests()
     with _watched(way) as watch:
         text = way.site.box.laptop.run(
-            *("wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds:g}s", "--latency"),
+            *("wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds}s", "--latency"),
             *([] if keep else ["--header", "Connection: close"]),
             f"http://{WEB}:{WEB_PORT}/",
             timeout=seconds + PATIENCE,
+            check=False,
         )
         completed, outcome = _wrk(way.name, text)
         watch.payload(down=completed * len(BODY))
@@ -78,7 +79,7 @@ def visits(way: Way, what: str, *arguments: object) -> list[float]:
     """Let :mod:`bench.visitor` ask nginx; return the seconds of each of its visits."""
     before = way.site.requests()
     with _watched(way) as watch:
-        times: list[float] = way.site.inside("bench.visitor", what, WEB, WEB_PORT, *arguments)
+        times = _visited(way, what, WEB, WEB_PORT, *arguments)
         watch.payload(down=len(times) * len(BODY))
     if (answered := way.site.requests() - before) < len(times):
         raise NotCarried(way.name, f"the client has {len(times)} answers, and nginx gave {answered}")
@@ -87,7 +88,16 @@ def visits(way: Way, what: str, *arguments: object) -> list[float]:
 
 def lookups(way: Way, server: str, name: str, seconds: float) -> list[float]:
     """Look a name up, over and over; return the seconds of each lookup. Each has to have *WEB*'s address."""
-    times: list[float] = way.site.inside("bench.visitor", "lookups", server, name, WEB, seconds)
+    return _visited(way, "lookups", server, name, WEB, seconds)
+
+
+def _visited(way: Way, *arguments: object) -> list[float]:
+    try:
+        times: list[float] = way.site.inside("bench.visitor", *arguments)
+    except subprocess.CalledProcessError as error:
+        raise NotCarried(way.name, "the client gave up; it says why above") from error
+    if not times:
+        raise NotCarried(way.name, "the client has no answer")
     return times
 
 

@@ -6,6 +6,7 @@ has nothing to do meanwhile. Figures are taken in rounds, each contender once a 
 
 from __future__ import annotations
 
+import math
 import resource
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from bench import loads, usage
 from bench.loads import Bulk, Pages
 from bench.report import Figure, alternate, percentile
 from bench.site import WEB_NAME, Site
-from bench.ways import REDSOCKS, SSHUTTLE, WAYS, Start, Way
+from bench.ways import REDSOCKS, SSHUTTLE, UPSTREAM, WAYS, Start, Way
 from tp2.sandbox.box import NAMESERVER
 
 T = TypeVar("T")
@@ -27,25 +28,30 @@ T = TypeVar("T")
 class Effort:
     """How much is measured.
 
-    :param seconds: that one run of a load takes.
-    :param warm: seconds of a transfer that do not count; more of them on a link that takes its time.
+    :param seconds: that one transfer takes, or one run of requests; whole ones, since iperf3 and wrk know no others.
+    :param beside: seconds that small requests and lookups are asked for, beside a transfer or beside nothing.
     :param delays: round trips in milliseconds of the links on which transfers are measured as well.
     :param visits: new connections in each round of the time to the first byte.
+    :param far_visits: the same on a link that takes its time.
     :param held: connections that are open at a time.
     """
 
-    rounds: int = 7
-    seconds: float = 4.0
-    warm: float = 1.0
+    rounds: int = 3
+    seconds: int = 1
+    beside: float = 1.0
     delays: tuple[int, ...] = (20, 80)
-    visits: int = 100
+    visits: int = 60
+    far_visits: int = 10
     held: int = 1000
 
 
 #: For tests of the bench itself, and for a glance.
-QUICK: Final = Effort(rounds=1, seconds=1.0, warm=0.5, delays=(20,), visits=20, held=100)
+QUICK: Final = Effort(rounds=1, beside=0.3, delays=(20,), visits=10, far_visits=3, held=100)
 
 _BESIDE: Final = (REDSOCKS, SSHUTTLE)
+
+#: Seconds of a transfer on the short link that do not count.
+_WARM: Final = 1
 
 
 def run(effort: Effort, say: Callable[[str], None], ways: Mapping[str, Start] = WAYS) -> list[Figure]:
@@ -59,12 +65,14 @@ def run(effort: Effort, say: Callable[[str], None], ways: Mapping[str, Start] = 
     with ExitStack() as stack:
         sites = {name: stack.enter_context(Site()) for name in ways}
         figures = _near(effort, say, _start(say, ways, sites))
+        # With tp2 before it, an ssh -D is as far from the cluster as it is with redsocks before it.
+        distant = {name: start for name, start in ways.items() if name != UPSTREAM}
         for milliseconds in effort.delays:
             say(f"a link of {milliseconds} ms")
-            for site in sites.values():
-                site.delay(milliseconds)
+            for name in distant:
+                sites[name].delay(milliseconds)
             # Anew: what TCP knows of a connection must not be of another link.
-            figures += _far(effort, say, _start(say, ways, sites), milliseconds)
+            figures += _far(effort, say, _start(say, distant, sites), milliseconds)
     return figures
 
 
@@ -83,7 +91,7 @@ def _near(effort: Effort, say: Callable[[str], None], contenders: Sequence[Way])
     say("requests")
     figures += _requests(effort, contenders)
     say("the first byte")
-    figures += _first_byte(effort, contenders)
+    figures += _first_byte(effort, contenders, effort.visits)
     say("small requests and lookups beside a transfer")
     figures += _beside_a_transfer(effort, contenders)
     say(f"{effort.held:,} open connections")
@@ -96,7 +104,7 @@ def _near(effort: Effort, say: Callable[[str], None], contenders: Sequence[Way])
 def _transfers(effort: Effort, contenders: Sequence[Way]) -> list[Figure]:
     figures = []
     for where, down in (("up", False), ("down", True)):
-        found = _each(effort, contenders, partial(loads.bulk, seconds=effort.seconds, down=down, warm=effort.warm))
+        found = _each(effort, contenders, partial(loads.bulk, seconds=effort.seconds, down=down, warm=_WARM))
         figures.append(Figure(f"bulk {where}", "Gbit/s", _rates(found), _BESIDE))
         figures.append(Figure(f"CPU for bulk {where}", "s/GB", _costs(contenders, found), _BESIDE))
     return figures
@@ -115,17 +123,17 @@ def _requests(effort: Effort, contenders: Sequence[Way]) -> list[Figure]:
     return figures
 
 
-def _first_byte(effort: Effort, contenders: Sequence[Way], suffix: str = "") -> list[Figure]:
-    found = _each(effort, contenders, lambda way: loads.visits(way, "first", effort.visits))
+def _first_byte(effort: Effort, contenders: Sequence[Way], visits: int, suffix: str = "") -> list[Figure]:
+    found = _each(effort, contenders, lambda way: loads.visits(way, "first", visits))
     return _latencies(f"connection to first byte{suffix}", found)
 
 
 def _beside_a_transfer(effort: Effort, contenders: Sequence[Way]) -> list[Figure]:
     def kept(way: Way) -> list[float]:
-        return loads.visits(way, "kept", effort.seconds)
+        return loads.visits(way, "kept", effort.beside)
 
     def lookups(way: Way) -> list[float]:
-        return loads.lookups(way, NAMESERVER, WEB_NAME, effort.seconds)
+        return loads.lookups(way, NAMESERVER, WEB_NAME, effort.beside)
 
     def beside(ask: Callable[[Way], list[float]], down: bool, way: Way) -> list[float]:
         with loads.transfer(way, down=down):
@@ -144,14 +152,14 @@ def _beside_a_transfer(effort: Effort, contenders: Sequence[Way]) -> list[Figure
 
 def _far(effort: Effort, say: Callable[[str], None], contenders: Sequence[Way], milliseconds: int) -> list[Figure]:
     # A transfer needs many round trips to find its speed.
-    warm = effort.warm + 25 * milliseconds / 1000
+    warm = math.ceil(25 * milliseconds / 1000)
     figures = []
     say("transfers")
     for where, down in (("up", False), ("down", True)):
         found = _each(effort, contenders, partial(loads.bulk, seconds=effort.seconds, down=down, warm=warm))
         figures.append(Figure(f"bulk {where} at {milliseconds} ms", "Gbit/s", _rates(found), _BESIDE))
     say("the first byte")
-    figures += _first_byte(effort, contenders, f" at {milliseconds} ms")
+    figures += _first_byte(effort, contenders, effort.far_visits, f" at {milliseconds} ms")
     for way in contenders:
         way.stop()
     return figures
@@ -165,8 +173,8 @@ def _memory(name: str, effort: Effort, contenders: Sequence[Way], connections: i
             return usage.memory(way.processes())
 
     costing = [way for way in contenders if way.over_ssh]
-    rounds = effort.rounds if connections else 1
-    return Figure(name, "MB", alternate(rounds, {way.name: partial(memory, way) for way in costing}), _BESIDE)
+    # Once: it takes long, and hardly varies.
+    return Figure(name, "MB", alternate(1, {way.name: partial(memory, way) for way in costing}), _BESIDE)
 
 
 def _each(effort: Effort, contenders: Sequence[Way], measure: Callable[[Way], T]) -> dict[str, list[T]]:

@@ -95,7 +95,7 @@ def rows(bench: str, figures: Iterable[Figure]) -> list[dict[str, Any]]:
 
 def show(bench: str, figures: Iterable[Figure]) -> None:
     """Print the table."""
-    table = Table(box=box.SIMPLE_HEAD, title=f"bench {bench}", caption=_circumstances(), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, title=f"bench {bench}", caption=_caption(), pad_edge=False)
     table.add_column("figure")
     table.add_column("contender")
     for heading in ("median", "min", "max"):
@@ -130,8 +130,8 @@ def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _circumstances() -> str:
-    """When and on what this was measured."""
+def circumstances() -> dict[str, Any]:
+    """Return when and on what this is: the date, the processor, its cores, the kernel, Python, and the load before."""
     model = next(
         (
             line.partition(":")[2].strip()
@@ -140,6 +140,17 @@ def _circumstances() -> str:
         ),
         platform.machine(),
     )
-    today = datetime.now(UTC).strftime("%Y-%m-%d")
-    machine = f"{os.cpu_count()} x {model}, Linux {platform.release()}, Python {platform.python_version()}"
-    return f"{today}, {machine}, load before: {_LOAD_BEFORE:.1f}"
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "processor": model,
+        "cores": os.cpu_count(),
+        "kernel": f"Linux {platform.release().partition('-')[0]}",
+        "python": platform.python_version(),
+        "load before": round(_LOAD_BEFORE, 1),
+    }
+
+
+def _caption() -> str:
+    now = circumstances()
+    machine = f"{now['cores']} x {now['processor']}, {now['kernel']}, Python {now['python']}"
+    return f"{now['date']}, {machine}, load before: {now['load before']}"

@@ -18,14 +18,14 @@ from typing import Any, Final
 
 from bench.report import Figure, alternate
 from bench.site import WEB_NAME, Site
-from bench.ways import SSHUTTLE, WAYS, NotCarried, Start
+from bench.ways import API, ORIGDST, SSHUTTLE, TP2, WAYS, NotCarried, Start
 from tp2.sandbox.box import NAMESERVER, tp2_command
 
 #: Seconds that a client has to end in.
 PATIENCE: Final = 60.0
 
 #: Who has names, and so can be waited for by name.
-CONTENDERS: Final = (SSHUTTLE, "tp2 portmap", "tp2 origdst", "tp2 through the API")
+CONTENDERS: Final = (SSHUTTLE, TP2, ORIGDST, API)
 
 
 @dataclass(frozen=True, slots=True)

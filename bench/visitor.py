@@ -31,6 +31,9 @@ from dnslib import A, DNSRecord
 #: Seconds between two visits of the same: a busy person, not a flood.
 PAUSE: Final = 0.005
 
+#: Connections that are opened at a time, where there are many.
+SOME: Final = 50
+
 #: Seconds after which something that should happen has not.
 PATIENCE: Final = 30.0
 
@@ -68,16 +71,15 @@ def kept(address: str, port: int, seconds: float) -> list[float]:
 
 def hold(address: str, port: int, count: int) -> None:
     """Hold connections open."""
-    connections = []
-    for _ in range(count):
-        sock = socket.create_connection((address, port), PATIENCE)
-        _ask(sock, address)
-        connections.append(sock)
+    connections: list[socket.socket] = []
+    while len(connections) < count:
+        some = [socket.create_connection((address, port), PATIENCE) for _ in range(min(SOME, count - len(connections)))]
+        _ask_all(some, address)
+        connections += some
     _say(str(len(connections)))
     sys.stdin.read()
-    for sock in connections:
-        _ask(sock, address)
-        sock.close()
+    for start in range(0, count, SOME):
+        _ask_all(connections[start : start + SOME], address)
 
 
 def lookups(server: str, name: str, address: str, seconds: float) -> list[float]:
@@ -140,6 +142,17 @@ def _request(host: str, *, close: bool = False) -> bytes:
 def _ask(sock: socket.socket, host: str) -> None:
     """One request, and all of its answer."""
     sock.sendall(_request(host))
+    _receive(sock)
+
+
+def _ask_all(connections: list[socket.socket], host: str) -> None:
+    for sock in connections:
+        sock.sendall(_request(host))
+    for sock in connections:
+        _receive(sock)
+
+
+def _receive(sock: socket.socket) -> None:
     received = b""
     while True:
         data = sock.recv(65536)
@@ -190,4 +203,7 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except OSError as error:
+        sys.exit(f"visitor: {error}")

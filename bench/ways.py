@@ -226,6 +226,9 @@ STRAIGHT: Final = "nothing between"
 REDSOCKS: Final = "redsocks + ssh -D"
 SSHUTTLE: Final = "sshuttle"
 TP2: Final = "tp2 portmap"
+ORIGDST: Final = "tp2 origdst"
+API: Final = "tp2 through the API"
+UPSTREAM: Final = "tp2 + ssh -D"
 
 #: The contenders, in the order of the table.
 WAYS: Final[dict[str, Start]] = {
@@ -233,9 +236,9 @@ WAYS: Final[dict[str, Start]] = {
     REDSOCKS: Redsocks,
     SSHUTTLE: Sshuttle,
     TP2: Tp2Way,
-    "tp2 origdst": lambda name, site: Tp2Way(name, site, "--mode", "origdst"),
-    "tp2 through the API": lambda name, site: Tp2Way(name, site, installed=True),
-    "tp2 + ssh -D": Tp2Upstream,
+    ORIGDST: lambda name, site: Tp2Way(name, site, "--mode", "origdst"),
+    API: lambda name, site: Tp2Way(name, site, installed=True),
+    UPSTREAM: Tp2Upstream,
 }
 
 

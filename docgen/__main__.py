@@ -18,7 +18,7 @@ def generated(root: Path = ROOT) -> dict[Path, str]:
     return {
         docs / "reference" / "errors.md": errors.page(errors.scan(root / "tp2")),
         docs / "man" / "tp2.1": manpage.page(),
-        docs / "benchmarks.md": benchmarks.page(benchmarks.read(root / "bench" / "results")),
+        docs / "benchmarks.md": benchmarks.page(benchmarks.read(root / "bench" / "results", docs / "plots")),
         docs / "session.svg": session.draw((docs / "session.cast").read_text(encoding="utf-8")),
         **{
             source.with_suffix(".svg"): diagrams.draw(source.read_text(encoding="utf-8"))

@@ -158,7 +158,7 @@ class Capture:
             }
         else:
             mappings = {
-                "live": len(self.way.usage),
+                "live": self.way.live(),
                 "made": None,
                 "capacity": None,
                 "failed_lookups": 0,

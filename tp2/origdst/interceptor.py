@@ -187,6 +187,11 @@ class Interceptor:
         self._flows.setdefault(use, set()).add(flow)
         return True
 
+    def live(self) -> int:
+        """Return how many destinations are in use, or were a while ago."""
+        self.usage.forget(self._clock())
+        return len(self.usage)
+
     def snapshot(self) -> list[dict[str, Any]]:
         """Return the destinations in use, and those of a while ago, as ``tp2 mappings --json`` prints them."""
         now, wall = self._clock(), time.time()

@@ -80,7 +80,12 @@ async def test_a_token_that_is_still_good_is_used_as_it_is(lab: Lab, login: Issu
     assert login.issued == []
 
 
-@pytest.mark.parametrize("present", [EXPIRED, token("me", 5), "nonsense", "a.b.c", None])
+@pytest.mark.parametrize(
+    "present",
+    [EXPIRED, token("me", 5), "nonsense", "a.b.c", None],
+    # The same in every process of the test run: tokens tell the time.
+    ids=["expired", "about to expire", "nonsense", "no token", "none"],
+)
 async def test_one_that_has_expired_is_renewed_and_both_new_tokens_are_written_down(
     lab: Lab, login: Issuer, authority: KeyPair, present: str | None
 ) -> None:

@@ -213,6 +213,7 @@ async def test_what_is_in_use_is_shown_with_its_name_and_what_was_for_a_while(ri
     (row,) = rig.interceptor.snapshot()
     assert (row["state"], row["bytes_sent"], row["bytes_received"], row["expires_in"]) == ("idle", 10, 20, MEMORY)
     rig.now = MEMORY
+    assert rig.interceptor.live() == 0
     assert rig.interceptor.snapshot() == []
 
 
