@@ -66,6 +66,8 @@ class Day:
             "FAKETIME_NO_CACHE": "1",
             # While a machine sleeps, its monotonic clock stands still (clock_gettime(2)).
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            # Else threads that wait for each other, as watchdog's do, do so by the hundredth of a second.
+            "FAKETIME_FORCE_MONOTONIC_FIX": "0",
         }
 
     def command(self) -> list[str]:
