@@ -37,7 +37,7 @@ again. The ratios say more than the figures: those are of the machine that it ra
 """
 
 #: Benches in which many contenders have the same figures: one table for all of them.
-_MATRIX: Final = ("path", "start", "soak")
+_MATRIX: Final = ("path", "start", "soak", "recovery")
 
 _NONE: Final = """
 There are no results in the repository yet.

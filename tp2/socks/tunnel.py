@@ -55,7 +55,7 @@ OPEN_TIMEOUT = 30.0
 """Seconds for the endpoint to reach a destination. A lost SYN is sent again after 1, 3, 7 and 15 s, so a
 destination that is slow but there gets its chance; sshd alone would wait two minutes for one that is not."""
 
-EAGER = 0.5
+EAGER = 0.25
 """The longest pause between attempts, in seconds, while a channel waits: whoever waits wants to know at once."""
 
 FAILED_RETRY = 10.0
