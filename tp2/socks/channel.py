@@ -26,6 +26,8 @@ from __future__ import annotations
 import struct
 from typing import Final, Protocol
 
+from tp2.socks.inflight import InFlight
+
 #: Message numbers (RFC 4254 section 9).
 MSG_CHANNEL_OPEN: Final = 90
 MSG_CHANNEL_OPEN_CONFIRMATION: Final = 91
@@ -92,10 +94,13 @@ class End(Protocol):
 class Link(Protocol):
     """What a channel needs of its connection.
 
-    ``free`` says whether the connection takes more data now.
+    ``free`` says whether the connection takes more data now; ``first`` is what :func:`tp2.socks.inflight.first` says of
+    the server, and ``nearest`` the shortest round trip that was seen, in seconds.
     """
 
     free: bool
+    first: int | None
+    nearest: float
 
     def answered(self, seconds: float) -> None:
         """A channel was opened *seconds* after it was asked for: that is a round trip, and a connect in the cluster."""
@@ -150,6 +155,7 @@ class Channel:
         self._eof_wanted = False
         self._close_sent = False
         self._send_window = 0
+        self._in_flight = InFlight(None, 0, 0.0)
         self._packet_size = 0
         self._unsent: list[bytes | memoryview] = []
         self._unsent_size = 0
@@ -243,8 +249,9 @@ class Channel:
         """OPEN_CONFIRMATION: their number, and what they take at first and in one packet."""
         if self._peer is not None or not packet_size:
             raise ProtocolViolation("a channel was opened that cannot be")
-        self._peer, self._send_window, self._packet_size = peer, window, packet_size
         now = self._link.time()
+        self._in_flight = InFlight(self._link.first, window, now)
+        self._peer, self._send_window, self._packet_size = peer, self._in_flight.limit, packet_size
         self._round_trip, self._since = now - self._since, now
         self._link.answered(self._round_trip)
         opener, self._opener = self._opener, None
@@ -293,7 +300,7 @@ class Channel:
 
     def adjusted(self, size: int) -> None:
         """WINDOW_ADJUST."""
-        self._send_window += size
+        self._send_window += size + self._in_flight.taken(size, self._link.time(), self._link.nearest)
         self._send_unsent()
 
     def requested(self, wants_reply: bool) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import struct
 import time
@@ -35,6 +36,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tp2.socks import channel as channels
+from tp2.socks import inflight
 from tp2.socks.channel import (
     MSG_CHANNEL_CLOSE,
     MSG_CHANNEL_DATA,
@@ -132,6 +134,8 @@ class FastLink:
         loop = asyncio.get_running_loop()
         self.time = loop.time
         self.free = True
+        self.first = inflight.first(str(connection.get_extra_info("server_version")))
+        self.nearest = math.inf
         self._round_trip = 0.0
         self._loop = loop
         self._connection = connection
@@ -193,6 +197,7 @@ class FastLink:
     def answered(self, seconds: float) -> None:
         """Learn how far it is: soon when it is nearer than thought, slowly when it seems farther."""
         self._round_trip = min(seconds, self._round_trip + (seconds - self._round_trip) / 4)
+        self.nearest = min(self.nearest, seconds)
 
     def wait_turn(self, channel: Channel) -> None:
         """Let the channel send when there is room."""

@@ -29,6 +29,8 @@ class Link:
 
     def __init__(self) -> None:
         self.free = True
+        self.first: int | None = None
+        self.nearest = 0.0
         self.messages: list[tuple[int, bytes]] = []
         self.packets: list[bytes] = []
         self.channels: dict[int, Channel] = {}
@@ -268,6 +270,18 @@ def test_a_lost_connection_is_told_at_once_whatever_waits() -> None:
     channel.data(memoryview(b"never seen"))
     channel.lost()
     assert (end.received, end.ending) == (b"", "lost")
+
+
+def test_of_a_large_window_no_more_is_used_than_a_near_link_needs() -> None:
+    link, end = Link(), End()
+    link.first, link.nearest = 300, 0.001
+    channel = Channel(link, end)
+    channel.open("db.shop", 5432)
+    channel.opened(THEIRS, 1000, 100)
+    channel.write(bytes(500))
+    assert sum(map(len, link.packets)) == 300
+    channel.adjusted(100)
+    assert sum(map(len, link.packets)) == 400
 
 
 def test_a_window_is_given_back_only_as_it_is_taken() -> None:
