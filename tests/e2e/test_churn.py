@@ -19,7 +19,7 @@ from tests.e2e.conftest import CLIENTS, Laptop, Up, eventually
 from tp2.sandbox.box import NAMESERVER
 from tp2.sandbox.objects import Object, service
 
-TOTAL = int(os.environ.get("TP2_CHURN", "560"))
+TOTAL = int(os.environ.get("TP2_CHURN", "400"))
 FIRST_PORT = 7000
 SERVICES, PORTS = (10, 20) if TOTAL < 10_000 else (104, 100)
 PATIENCE = 120.0
