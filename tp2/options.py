@@ -12,6 +12,7 @@ from tp2 import settings
 from tp2.errors import Tp2Error
 from tp2.settings import Mode, Rules, Settings, Via
 from tp2.terminal import completion
+from tp2.types import DNS_PORT
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -72,7 +73,7 @@ _RUNNING: Final = (
         "--fallback",
         metavar="IP[:PORT]",
         multiple=True,
-        type=Parsed("address", lambda text: settings.parse_socket_address(text, 53)),
+        type=Parsed("address", lambda text: settings.parse_socket_address(text, DNS_PORT)),
         help="Where names go that are not the cluster's. Repeatable. [default: the captured nameservers]",
     ),
     click.option(

@@ -18,13 +18,11 @@ import yaml
 
 from tp2.cluster.proxies import is_usable, without_password
 from tp2.errors import ClusterError
+from tp2.system import quickyaml
 
 _LISTS = {"contexts": "context", "clusters": "cluster", "users": "user"}
 _FILE_KEYS = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
 _LIBRARY_PROVIDERS = ("gcp", "oidc")
-
-# libyaml's where there is one: a kubeconfig of a few hundred clusters would otherwise hold up the whole daemon.
-_LOADER: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ def select(paths: Sequence[Path], context: str | None, *, all_must_exist: bool) 
 
 def _read(path: Path, must_exist: bool) -> dict[str, object] | None:
     try:
-        document = yaml.load(path.read_bytes(), Loader=_LOADER)  # noqa: S506 - both are safe loaders
+        document = quickyaml.load(path.read_bytes())
     except FileNotFoundError:
         if not must_exist:
             return None

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 
 from tp2.forward.routes import Route
 from tp2.system import interfaces
+from tp2.types import DNS_PORT
 
 #: Seconds that a program has for what takes it a moment.
 PROGRAM_TIMEOUT: Final = 3.0
@@ -87,7 +88,7 @@ def try_to_route(address: str) -> OSError | None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
-            sock.connect((address, 53))
+            sock.connect((address, DNS_PORT))
     except OSError as error:
         return error
     return None

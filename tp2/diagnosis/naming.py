@@ -18,6 +18,7 @@ from tp2.dns import resolvconf
 from tp2.dns.resolvconf import ResolvConf
 from tp2.resolvers import STUBS
 from tp2.settings import Settings, SocketAddress
+from tp2.types import DNS_PORT
 
 RESOLV_CONF: Final = "/etc/resolv.conf"
 NSSWITCH: Final = "/etc/nsswitch.conf"
@@ -194,7 +195,7 @@ class Naming:
         for address in names:
             if address in unrouted:
                 continue
-            server = SocketAddress(address, 53)
+            server = SocketAddress(address, DNS_PORT)
             why = await in_thread(lambda server=server: self._ask(server))  # type: ignore[misc]
             if why is None:
                 return _answered(address, silent)

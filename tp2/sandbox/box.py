@@ -37,6 +37,7 @@ from tp2.sandbox.kubeapi_resources import BY_KIND
 from tp2.sandbox.namespaces import SEARCH_PATH, Host
 from tp2.sandbox.objects import Object
 from tp2.sandbox.pod import PodFiles, pod_object
+from tp2.types import DNS_PORT
 
 NAMESERVER: Final = "192.0.2.53"
 SITE: Final = "site.example"
@@ -308,7 +309,7 @@ class Sandbox:
             *(f"--address=/{SITE}/{SITE_ADDRESS}", "--local=/#/"),
             stdin=subprocess.DEVNULL,
         )
-        self.internet.wait_listening(address, 53)
+        self.internet.wait_listening(address, DNS_PORT)
         return process
 
     def _start_internet(self) -> None:

@@ -112,26 +112,30 @@ class SocksProxy:
         """
         sock = await self._reach()
         try:
-            async with asyncio.timeout(OPEN_TIMEOUT):
-                client = Client(host, port)
-                reply = await _exchange(sock, client)
-        except TimeoutError:
-            sock.close()
-            raise ChannelRefused(Refusal.TIMED_OUT, f"no answer within {OPEN_TIMEOUT:g} s") from None
-        except OSError as error:
-            sock.close()
-            raise ChannelRefused(Refusal.FAILED, _words(error)) from None
-        except NotSocks as error:
-            sock.close()
-            self._last_error = f"{self}: {error}"
-            raise ChannelRefused(Refusal.NOT_CONNECTED, self._last_error) from None
+            return sock, await self._ask(sock, host, port)
         except BaseException:
             sock.close()
             raise
+
+    async def _ask(self, sock: socket.socket, host: str, port: int) -> bytes:
+        """Have the proxy connect *sock*; return what the destination has said already.
+
+        :raises ChannelRefused: it does not.
+        """
+        client = Client(host, port)
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT):
+                reply = await _exchange(sock, client)
+        except TimeoutError:
+            raise ChannelRefused(Refusal.TIMED_OUT, f"no answer within {OPEN_TIMEOUT:g} s") from None
+        except OSError as error:
+            raise ChannelRefused(Refusal.FAILED, _words(error)) from None
+        except NotSocks as error:
+            self._last_error = f"{self}: {error}"
+            raise ChannelRefused(Refusal.NOT_CONNECTED, self._last_error) from None
         if reply is not Reply.SUCCEEDED:
-            sock.close()
             raise ChannelRefused(_REFUSALS.get(reply, Refusal.FAILED), f"the proxy says {reply.name.lower()}")
-        return sock, client.early
+        return client.early
 
     async def _reach(self) -> socket.socket:
         """Return a connection to the proxy; waits, bounded, for one that cannot be reached."""

@@ -28,11 +28,24 @@ class Reader(Protocol):
         """The transport is closed, by *cause* if that was nobody's wish."""
 
 
-class SocketReader(asyncio.BufferedProtocol):
-    """Between a transport of the event loop's and a link: bytes are read to where they are needed."""
+class _Below(asyncio.BaseProtocol):
+    """What any transport has to say to a link, but for bytes."""
 
     def __init__(self, link: Reader) -> None:
         self._link = link
+
+    def pause_writing(self) -> None:
+        self._link.socket_takes(False)
+
+    def resume_writing(self) -> None:
+        self._link.socket_takes(True)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._link.ended(exc)
+
+
+class SocketReader(_Below, asyncio.BufferedProtocol):
+    """Between a transport of the event loop's and a link: bytes are read to where they are needed."""
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._link.space()
@@ -40,33 +53,12 @@ class SocketReader(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self._link.filled(nbytes)
 
-    def pause_writing(self) -> None:
-        self._link.socket_takes(False)
 
-    def resume_writing(self) -> None:
-        self._link.socket_takes(True)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._link.ended(exc)
-
-
-class StreamReader(asyncio.Protocol):
+class StreamReader(_Below, asyncio.Protocol):
     """The same for any other transport."""
-
-    def __init__(self, link: Reader) -> None:
-        self._link = link
 
     def data_received(self, data: bytes) -> None:
         self._link.fed(data)
-
-    def pause_writing(self) -> None:
-        self._link.socket_takes(False)
-
-    def resume_writing(self) -> None:
-        self._link.socket_takes(True)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._link.ended(exc)
 
 
 def tune(transport: asyncio.BaseTransport, unsent: int) -> Callable[[], None] | None:
