@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from bench import dnsperf
+from bench import dnsperf, usage
 from bench.cluster import Name
 from bench.dnsperf import Run, Unanswered
 from tp2.errors import Tp2Error
@@ -74,9 +73,7 @@ class Tp2:
 
     def memory(self) -> float:
         """Megabytes (10^6 octets) of the daemon in memory: VmRSS of proc(5)."""
-        match = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text(encoding="ascii"), re.M)
-        assert match is not None
-        return int(match[1]) * 1024 / 1e6
+        return usage.status(self.pid, "VmRSS")
 
     def answered(self) -> int:
         """How many answers it has given from the cluster so far."""

@@ -238,11 +238,7 @@ def _with_plugin(script: str) -> Callable[[Day], float]:
 
 def _end_plugins(day: Day) -> None:
     """End what hangs."""
-    for pid in day.box.laptop.processes():
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
+    for pid, words in day.box.laptop.commands().items():
         if str(day.plugin).encode() in words:
             day.box.laptop.kill(*day.box.laptop.family(pid))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from bench import cluster
+from bench import cluster, usage
 from bench.contenders import Tp2
 from bench.dnsperf import Unanswered
 from bench.report import Figure, alternate
@@ -137,18 +136,12 @@ def _fill(daemon: Tp2, size: int) -> tuple[float, float]:
 def _resident(daemon: Tp2) -> float:
     """KiB of the daemon and its helper in memory."""
     helper = int(daemon.status()["forwarder"]["helper_pid"])
-    return sum(_field(Path(f"/proc/{pid}/status"), "VmRSS") for pid in (daemon.pid, helper))
+    return sum(usage.kibibytes(Path(f"/proc/{pid}/status"), "VmRSS") for pid in (daemon.pid, helper))
 
 
 def _slab() -> float:
     """KiB of the kernel's own objects, sockets among them."""
-    return _field(Path("/proc/meminfo"), "Slab")
-
-
-def _field(file: Path, name: str) -> float:
-    match = re.search(rf"^{name}:\s+(\d+) kB", file.read_text(encoding="ascii"), re.M)
-    assert match is not None
-    return float(match[1])
+    return usage.kibibytes(Path("/proc/meminfo"), "Slab")
 
 
 def _services(size: int) -> list[tuple[str, int]]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final, NamedTuple
 
+from bench import usage
 from bench.contenders import Tp2
 from bench.report import Figure
 from bench.ways import API, ORIGDST, TP2
@@ -142,7 +143,7 @@ def soak(way: str, effort: Effort) -> Soaked:
                 _settle(way, soaked, _answer(way, client))
                 soaked.seconds += time.monotonic() - began
                 helper = _rest(tp2, mappings=HELD if effort.parts > 1 else SERVICES * len(PORTS))
-                soaked.peak = max(soaked.peak, _status(tp2.pid, "VmHWM"))
+                soaked.peak = max(soaked.peak, usage.status(tp2.pid, "VmHWM"))
                 soaked.daemon.append(_level(tp2.pid))
                 soaked.helper.append(_level(helper))
             assert client.stdin is not None
@@ -233,17 +234,8 @@ def _rest(tp2: Tp2, mappings: int) -> int:
 
 
 def _level(pid: int) -> Level:
-    return Level(_status(pid, "RssAnon"), len(list(Path(f"/proc/{pid}/fd").iterdir())))
-
-
-def _status(pid: int, field: str) -> float:
-    """Return MB of what a line of a process' status says (proc(5)).
-
-    RssAnon is its own memory alone: that of files, the programs' and libraries', depends on who else has them open.
-    VmHWM is the most that it ever had, with all of that.
-    """
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{field}:"))
+    # Its own memory alone: that of files, the programs' and libraries', depends on who else has them open.
+    return Level(usage.status(pid, "RssAnon"), usage.descriptors(pid))
 
 
 def _address(number: int) -> str:

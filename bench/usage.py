@@ -27,6 +27,27 @@ def cpu(pids: Iterable[int]) -> float:
     return ticks / _TICK
 
 
+def kibibytes(file: Path, field: str) -> float:
+    """Return what a line of a file of proc(5) says, such as ``VmRSS`` of /proc/PID/status.
+
+    :raises OSError, LookupError: there is no such file, or no such line in it.
+    """
+    match = re.search(rf"^{field}:\s+(\d+) kB", file.read_text(encoding="ascii"), re.M)
+    if match is None:
+        raise LookupError(f"{file} does not say {field}")
+    return float(match[1])
+
+
+def status(pid: int, field: str) -> float:
+    """Return the megabytes (10^6 octets) that a line of a process' status says; as :func:`kibibytes`."""
+    return kibibytes(Path(f"/proc/{pid}/status"), field) * 1024 / 1e6
+
+
+def descriptors(pid: int) -> int:
+    """Return how many files a process has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
 def memory(pids: Iterable[int]) -> float:
     """Return the megabytes (10^6 octets) that processes have in memory; what they share is divided among them (PSS).
 

@@ -94,13 +94,11 @@ def state(laptop: Laptop, since: Path, pf: Double | None) -> list[str]:
 def pids(laptop: Laptop) -> dict[str, list[int]]:
     """The processes of tp2's two parts: those that 'tp2 up' has by now, and no other."""
     found: dict[str, list[int]] = {"daemon": [], "helper": []}
-    for pid in laptop.host.processes():
-        with contextlib.suppress(OSError):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if b"tp2.forward.helper" in words:
-                found["helper"].append(pid)
-            elif b"tp2" in words and b"up" in words:
-                found["daemon"].append(pid)
+    for pid, words in laptop.host.commands().items():
+        if b"tp2.forward.helper" in words:
+            found["helper"].append(pid)
+        elif b"tp2" in words and b"up" in words:
+            found["daemon"].append(pid)
     return found
 
 

@@ -15,15 +15,8 @@ from tp2.sandbox.box import tp2_command
 
 
 def processes_of_tp2(laptop: Laptop) -> list[str]:
-    found = []
-    for pid in laptop.host.processes():
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if {b"tp2", b"tp2.forward.helper", b"tp2.forward.pfguard"} & set(command):
-            found.append(b" ".join(command).decode())
-    return found
+    marks = {b"tp2", b"tp2.forward.helper", b"tp2.forward.pfguard"}
+    return [b" ".join(command).decode() for command in laptop.host.commands().values() if marks & set(command)]
 
 
 def runtime_files(laptop: Laptop) -> list[str]:

@@ -115,6 +115,14 @@ class Host:
         for name, content in files.items():
             self.write_etc(name, content)
 
+    def commands(self) -> dict[int, list[bytes]]:
+        """Return the words of the command of each process of this host, but for those that are gone by now."""
+        found = {}
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return found
+
     def write_etc(self, name: str, content: str) -> None:
         """Replace a file of this host's own /etc, atomically, as a network manager does."""
         self.run(
