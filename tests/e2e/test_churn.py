@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
+from bench import usage
 from tests.e2e.conftest import CLIENTS, Laptop, Up, eventually
 from tp2.sandbox.box import NAMESERVER
 from tp2.sandbox.objects import Object, service
 
-TOTAL = int(os.environ.get("TP2_CHURN", "400"))
+TOTAL = int(os.environ.get("TP2_CHURN", "560"))
 FIRST_PORT = 7000
 SERVICES, PORTS = (10, 20) if TOTAL < 10_000 else (104, 100)
 PATIENCE = 120.0
@@ -32,17 +31,6 @@ def address(number: int) -> str:
 def many_ports(number: int) -> Object:
     ports = {f"p{port}": port for port in range(FIRST_PORT, FIRST_PORT + PORTS)}
     return service("blog", f"churn-{number}", address(number), ports)
-
-
-def resident(pid: int) -> int:
-    """Bytes of a process in memory."""
-    match = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(encoding="ascii"), re.M)
-    assert match is not None
-    return int(match[1]) * 1024
-
-
-def descriptors(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 @pytest.mark.timeout(60 + TOTAL // 20)
@@ -74,7 +62,7 @@ def test_mappings_come_and_go_and_nothing_is_misdelivered_or_left(laptop: Laptop
         live: int = laptop.status()["mappings"]["live"]
         return live <= len(range(0, SERVICES, max(1, SERVICES // 20)))
 
-    levels: list[tuple[int, int, int]] = []
+    levels: list[tuple[float, int, int]] = []
     while laptop.status()["mappings"]["made"] < TOTAL:
         visitor.stdin.write("go\n")
         visitor.stdin.flush()
@@ -82,7 +70,8 @@ def test_mappings_come_and_go_and_nothing_is_misdelivered_or_left(laptop: Laptop
         assert outcome["wrong"] == []
         assert outcome["visits"] == SERVICES * PORTS
         eventually(settled, within=PATIENCE)
-        levels.append((sum(map(resident, processes)), descriptors(processes[0]), descriptors(processes[1])))
+        memory = sum(usage.status(pid, "VmRSS") for pid in processes) * 1e6
+        levels.append((memory, usage.descriptors(processes[0]), usage.descriptors(processes[1])))
         print(laptop.status()["mappings"]["made"], *levels[-1])
     # From the second round on, nothing grows: the first one has made what is kept for the next.
     (memory, *opened), (last_memory, *last_opened) = levels[1], levels[-1]
